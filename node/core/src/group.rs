@@ -1,0 +1,203 @@
+//! Who a node is and whom it replicates with: names, member ids, cluster ids, the configuration and
+//! the group's settings. Plain data that travels in lines, frames, manifests and status documents;
+//! decides nothing. Used by everyone.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::entry::EntryId;
+
+/// Longest name of a node or of a cluster, in bytes.
+pub const NAME_BYTES_MAX: usize = 253;
+/// Most voters in a group.
+pub const VOTERS_MAX: usize = 7;
+
+/// A name, id or URL that is not of its form; the text is fit for a client.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct BadName(pub String);
+
+/// The identity that a volume gets when it is first used, and keeps. 16 hexadecimal digits in text.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct MemberId(pub u64);
+
+impl fmt::Display for MemberId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl fmt::Debug for MemberId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for MemberId {
+    type Err = BadName;
+
+    fn from_str(text: &str) -> Result<Self, BadName> {
+        let well_formed = text.len() == 16 && text.bytes().all(|b| b.is_ascii_hexdigit());
+        let id = well_formed.then(|| u64::from_str_radix(text, 16).ok()).flatten();
+        id.map(Self).ok_or_else(|| BadName(format!("member id {text:?} is not 16 hexadecimal digits")))
+    }
+}
+
+impl TryFrom<String> for MemberId {
+    type Error = BadName;
+
+    fn try_from(text: String) -> Result<Self, BadName> {
+        text.parse()
+    }
+}
+
+impl From<MemberId> for String {
+    fn from(id: MemberId) -> Self {
+        id.to_string()
+    }
+}
+
+/// Declares a bounded, printable identifier: letters, digits, `-`, `_`, `.`.
+macro_rules! name_type {
+    ($name:ident, $what:literal, $doc:literal) => {
+        #[doc = $doc]
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(std::sync::Arc<str>);
+
+        impl $name {
+            pub fn new(text: &str) -> Result<Self, BadName> {
+                let legal = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
+                if text.is_empty() || text.len() > NAME_BYTES_MAX || !text.bytes().all(legal) {
+                    return Err(BadName(format!(
+                        concat!($what, " {:?} must have 1 to {} letters, digits, '-', '_' or '.'"),
+                        text, NAME_BYTES_MAX
+                    )));
+                }
+                Ok(Self(text.into()))
+            }
+
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = BadName;
+
+            fn try_from(text: String) -> Result<Self, BadName> {
+                Self::new(&text)
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(name: $name) -> Self {
+                name.0.as_ref().to_owned()
+            }
+        }
+    };
+}
+
+name_type!(ClusterId, "cluster id", "The identity of a group, chosen once at bootstrap; a recovery chooses a new one.");
+name_type!(NodeName, "node id", "What people call a node: `--id`, the `id` in the HTTP API, a pod's name.");
+
+/// A member as the configuration and directives name it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemberInfo {
+    pub name: NodeName,
+    pub member_id: MemberId,
+    /// `host:port` or `http://host:port` of its peer port.
+    pub peer_url: String,
+}
+
+/// The voters of a group, in order of their names. Learners are not in it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Configuration {
+    pub voters: Vec<MemberInfo>,
+}
+
+impl Configuration {
+    pub fn new(mut voters: Vec<MemberInfo>) -> Self {
+        voters.sort_by(|a, b| a.name.cmp(&b.name));
+        Self { voters }
+    }
+
+    pub fn contains(&self, member: MemberId) -> bool {
+        self.voters.iter().any(|v| v.member_id == member)
+    }
+
+    pub fn ids(&self) -> impl Iterator<Item = MemberId> + '_ {
+        self.voters.iter().map(|v| v.member_id)
+    }
+}
+
+/// A configuration and the entry that set it; id 0: bootstrap.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConfigurationAt {
+    pub id: EntryId,
+    pub configuration: Configuration,
+}
+
+/// The settings that decide what apply does. They are state of the group: an entry changes them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// Earlier versions kept for each key.
+    pub history_limit: u32,
+    /// How long a request is remembered, in seconds of entry time.
+    pub dedup_expiry_seconds: u64,
+    /// Most requests remembered.
+    pub dedup_limit: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { history_limit: 100, dedup_expiry_seconds: 3600, dedup_limit: 1_000_000 }
+    }
+}
+
+/// What all voters of a group are known to understand; what changes apply needs a raise first.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct FeatureLevel(pub u32);
+
+/// The feature level of this build.
+pub const FEATURE_LEVEL: FeatureLevel = FeatureLevel(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_id_is_sixteen_digits_in_text_and_back() {
+        let id = MemberId(0xab);
+        assert_eq!(id.to_string(), "00000000000000ab");
+        assert_eq!("00000000000000ab".parse(), Ok(id));
+        assert!("ab".parse::<MemberId>().is_err());
+        assert!("+0000000000000ab".parse::<MemberId>().is_err());
+    }
+
+    #[test]
+    fn a_name_with_a_slash_is_refused() {
+        assert!(NodeName::new("a/b").is_err());
+        assert!(ClusterId::new("").is_err());
+        assert!(NodeName::new("follower-1").is_ok());
+    }
+}

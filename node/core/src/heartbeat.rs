@@ -1,0 +1,1 @@
+//! Tick-based failure detector.

@@ -1,0 +1,195 @@
+//! What replicas say to each other, and what a node shows when it introduces itself. Plain data: the
+//! transport frames it, the replica means it. Entries travel as the lines they are.
+
+use serde::{Deserialize, Serialize};
+
+use crate::entry::{Entry, EntryId, Epoch, LogPosition};
+use crate::group::{ClusterId, Configuration, FeatureLevel, MemberId, NodeName};
+
+/// One number for one round of confirmation by a majority; rises while a replica leads.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Round(pub u64);
+
+/// A promise not to follow or vote for anything older. Durable before it is told to anyone.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Promise {
+    pub epoch: Epoch,
+    /// Whom this member voted for in that epoch.
+    pub candidate: Option<MemberId>,
+}
+
+/// What a member shows of itself when a connection opens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    pub name: NodeName,
+    pub member_id: MemberId,
+    /// None: uninitialised.
+    pub cluster_id: Option<ClusterId>,
+    /// Rises durably at each start.
+    pub incarnation: u64,
+    /// Drawn at random at each start.
+    pub start_id: u64,
+    pub promise: Promise,
+    pub durable: EntryId,
+    pub feature_level: FeatureLevel,
+    /// Where clients reach the node, for forwarding.
+    pub url: String,
+    pub peer_url: String,
+}
+
+/// What a voter remembers of another member, to know a copied or restored volume by.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Seen {
+    pub incarnation: u64,
+    pub start_id: u64,
+    pub promise: Epoch,
+    pub durable: EntryId,
+}
+
+/// A message between two members of one group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Message {
+    Heartbeat(Heartbeat),
+    /// To a leader: its heartbeat or append of `round` arrived, and this member follows it in `epoch`.
+    HeartbeatAck {
+        epoch: Epoch,
+        round: Round,
+    },
+    Append(Append),
+    AppendAck(AppendAck),
+    VoteRequest(VoteRequest),
+    VoteReply(VoteReply),
+    /// To the leader: hand leadership over to the sender.
+    TransferRequest {
+        epoch: Epoch,
+    },
+    /// From the leader: campaign at once, without PreVote.
+    TimeoutNow {
+        epoch: Epoch,
+    },
+    /// The receiver is not of the group any more, or never was; it stops campaigning and registers itself again.
+    NotAMember {
+        config_id: EntryId,
+    },
+    /// What a member showed was accepted (and is remembered durably): it may vote and acknowledge.
+    Accepted {
+        incarnation: u64,
+    },
+    /// What a member showed is older than what this voter saw of it: a copied or restored volume.
+    Stale {
+        reason: String,
+    },
+    /// To whoever leads: the sender is quarantined or damaged; what is your last id?
+    RefillRequest {
+        epoch: Epoch,
+    },
+    /// From the leader: be durable up to here, by lines from `from` on, or by snapshot (None).
+    RefillAnswer {
+        epoch: Epoch,
+        until: EntryId,
+        from: Option<EntryId>,
+    },
+    /// From a damaged group of one to its learners: the lines of these ids, as far as held.
+    LinesRequest {
+        first: EntryId,
+        last: EntryId,
+    },
+    Lines {
+        first: EntryId,
+        last: EntryId,
+        entries: Vec<Entry>,
+    },
+}
+
+/// Sent every interval to every known member; by the leader with a round, at once when needed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heartbeat {
+    pub epoch: Epoch,
+    /// Some: the sender leads in `epoch`; acknowledge this round.
+    pub lead: Option<Lead>,
+    /// The leader that the sender follows or is.
+    pub leader: Option<MemberId>,
+    /// Information only, never counted.
+    pub last: EntryId,
+    pub durable: EntryId,
+    pub applied: EntryId,
+    pub storage_full: bool,
+    /// Quarantined, damaged or uninitialised: counts in no quorum.
+    pub unfit: bool,
+    pub feature_level: FeatureLevel,
+}
+
+/// What only a leader's heartbeat carries.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lead {
+    pub round: Round,
+    /// Never above what the receiver has matched with this leader.
+    pub committed: EntryId,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Append {
+    pub epoch: Epoch,
+    pub round: Round,
+    /// The position just below the first entry.
+    pub prev: LogPosition,
+    pub committed: EntryId,
+    /// May be empty: a probe, or a commit id that no entry carries.
+    pub entries: Vec<Entry>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppendAck {
+    pub epoch: Epoch,
+    pub round: Round,
+    pub result: AppendResult,
+    pub storage_full: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AppendResult {
+    /// Durable and matched with this leader in this epoch up to here: all that ever counts.
+    Durable(EntryId),
+    /// `prev` did not match; try at or below this position.
+    Mismatch { rejected: EntryId, hint: LogPosition },
+    /// Below the follower's horizon or the follower is empty: only a snapshot helps.
+    NeedSnapshot,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VoteRequest {
+    /// The epoch campaigned for (for PreVote: that would be).
+    pub epoch: Epoch,
+    pub kind: VoteKind,
+    pub last: LogPosition,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VoteKind {
+    /// Would you vote? Changes nothing at the voter, and is refused while a leader is heard.
+    Pre,
+    /// A campaign by election time-out: refused while a leader is heard.
+    Election,
+    /// A campaign that was told to start (directive, transfer): a live leader is no reason to refuse.
+    Directed,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VoteReply {
+    /// The epoch that was asked for; of a refusal, the higher epoch seen.
+    pub epoch: Epoch,
+    pub kind: VoteKind,
+    pub granted: bool,
+    /// The voter's own last position: a refusal names who is ahead.
+    pub last: LogPosition,
+}
+
+/// A change of voters that the leader proposes: one member more, or one less.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigurationChange {
+    pub next: Configuration,
+}

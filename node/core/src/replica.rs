@@ -1,0 +1,2 @@
+//! The replica: role dispatch.
+pub struct Replica {}

@@ -1,0 +1,3 @@
+//! The only place where state changes.
+#[derive(Debug)]
+pub struct StateMachine {}

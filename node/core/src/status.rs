@@ -1,0 +1,83 @@
+//! What a node reports of itself: the `/status` document. One type for the node that writes it and
+//! for the operator and tests that read it. Holds no logic.
+
+use serde::{Deserialize, Serialize};
+
+use crate::entry::{EntryId, Epoch};
+use crate::group::{ClusterId, FeatureLevel, MemberId, NodeName, Settings};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    Leader,
+    Follower,
+    Candidate,
+    Learner,
+    /// An empty volume: neither bootstrapped nor added.
+    Uninitialised,
+}
+
+/// Judged by heartbeats.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Health {
+    Healthy,
+    Down,
+}
+
+/// What the replica knows; the node adds [`NodeStatus`] around it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ReplicaStatus {
+    pub name: NodeName,
+    pub member_id: MemberId,
+    pub cluster_id: Option<ClusterId>,
+    pub role: Role,
+    pub epoch: Epoch,
+    pub leader: Option<LeaderStatus>,
+    pub last_id: EntryId,
+    pub durable_id: EntryId,
+    pub committed_id: EntryId,
+    pub applied_id: EntryId,
+    /// Entries known to exist on the leader and not applied here.
+    pub lag: u64,
+    /// The id of the last CONFIG entry; 0 after bootstrap.
+    pub config_id: EntryId,
+    pub members: Vec<MemberStatus>,
+    pub settings: Settings,
+    pub feature_level: FeatureLevel,
+    pub incarnation: u64,
+    /// Why the member is quarantined; None: it is not.
+    pub quarantined: Option<String>,
+    /// Milliseconds since a leader was last heard; 0 on the leader; None: never.
+    pub leader_heard_ms_ago: Option<u64>,
+    /// On the leader: a majority confirmed it within the lease.
+    pub lease_held: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LeaderStatus {
+    pub name: NodeName,
+    pub member_id: MemberId,
+    pub url: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MemberStatus {
+    pub name: NodeName,
+    pub member_id: MemberId,
+    pub peer_url: String,
+    pub url: Option<String>,
+    pub role: Role,
+    pub voter: bool,
+    pub health: Health,
+    /// Milliseconds since it was last heard; None: never.
+    pub heard_ms_ago: Option<u64>,
+    pub last_id: EntryId,
+    pub durable_id: EntryId,
+    pub applied_id: EntryId,
+    /// Entries that the leader holds and the member has not made durable; on the leader only.
+    pub lag: u64,
+    pub storage_full: bool,
+    /// Quarantined, damaged or empty: counts in no quorum.
+    pub unfit: bool,
+}
