@@ -89,7 +89,7 @@ pub enum Control {
     Config(Configuration),
     Settings(Settings),
     Feature(FeatureLevel),
-    /// Ids that nobody holds any more.
+    /// A record that these earlier ids are held by nobody any more; an ordinary entry at the end of the log.
     Lost {
         first: EntryId,
         last: EntryId,

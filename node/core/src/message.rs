@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::entry::{Entry, EntryId, Epoch, LogPosition};
-use crate::group::{ClusterId, Configuration, FeatureLevel, MemberId, NodeName};
+use crate::group::{ClusterId, FeatureLevel, MemberId, NodeName};
 
 /// One number for one round of confirmation by a majority; rises while a replica leads.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -31,7 +31,8 @@ pub struct Hello {
     /// Drawn at random at each start.
     pub start_id: u64,
     pub promise: Promise,
-    pub durable: EntryId,
+    /// The last durable entry; ordered by epoch first, it never goes back on one volume.
+    pub durable: LogPosition,
     pub feature_level: FeatureLevel,
     /// Where clients reach the node, for forwarding.
     pub url: String,
@@ -45,7 +46,7 @@ pub struct Seen {
     pub incarnation: u64,
     pub start_id: u64,
     pub promise: Epoch,
-    pub durable: EntryId,
+    pub durable: LogPosition,
 }
 
 /// A message between two members of one group.
@@ -125,7 +126,7 @@ pub struct Heartbeat {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lead {
     pub round: Round,
-    /// Never above what the receiver has matched with this leader.
+    /// The receiver believes it only up to what it has matched with this leader.
     pub committed: EntryId,
 }
 
@@ -146,6 +147,8 @@ pub struct AppendAck {
     pub round: Round,
     pub result: AppendResult,
     pub storage_full: bool,
+    /// Quarantined: what it holds counts in no quorum.
+    pub unfit: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -186,10 +189,4 @@ pub struct VoteReply {
     pub granted: bool,
     /// The voter's own last position: a refusal names who is ahead.
     pub last: LogPosition,
-}
-
-/// A change of voters that the leader proposes: one member more, or one less.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ConfigurationChange {
-    pub next: Configuration,
 }
