@@ -1,1 +1,5 @@
 //! stub
+
+pub mod import;
+pub mod restore;
+pub mod verify;
