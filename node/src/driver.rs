@@ -1,1 +1,5 @@
 //! stub
+
+/// Placeholder until the driver lands.
+#[derive(Clone)]
+pub struct Handle;

@@ -1,0 +1,124 @@
+//! The client port: accepts connections, bounds them in number and time, and hands each request to a
+//! service. Knows HTTP/1.1 and nothing of routes. Called by [`super::serve`] and by the benchmark's
+//! bare route, so that both stand behind the same connection handling.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::Service;
+
+/// Most client connections at once; later ones wait in the kernel's backlog until one ends.
+pub const CONNECTIONS_MAX: usize = 4096;
+
+/// Most bytes of a request's head, and the read buffer of a connection.
+const HEAD_BYTES_MAX: usize = 64 * 1024;
+
+/// After a failed accept (no file descriptors left, most likely) nothing is accepted for this long.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// How long a client may take over the parts of a request.
+#[derive(Debug, Clone, Copy)]
+pub struct ClientTimeouts {
+    /// From the end of one request (or the connection's start) to the end of the next head: the
+    /// keep-alive time-out, too.
+    pub head: Duration,
+    /// From the head to the end of the body.
+    pub body: Duration,
+    /// What connections have to finish in after the stop.
+    pub drain: Duration,
+}
+
+impl Default for ClientTimeouts {
+    fn default() -> Self {
+        Self { head: Duration::from_secs(30), body: Duration::from_secs(30), drain: Duration::from_secs(10) }
+    }
+}
+
+/// Accepts until `stop` is cancelled, then lets the requests in flight finish, bounded by
+/// [`ClientTimeouts::drain`]. Dropping the future leaves the open connections running.
+pub async fn run<S>(listener: TcpListener, service: S, timeouts: ClientTimeouts, stop: CancellationToken)
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + Sync + 'static,
+    S::Future: Send,
+{
+    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let connections = TaskTracker::new();
+    while let Some((stream, permit)) = next_connection(&listener, &room, &stop).await {
+        let (service, stop) = (service.clone(), stop.clone());
+        connections.spawn(async move {
+            serve_connection(stream, service, timeouts, stop).await;
+            drop(permit);
+        });
+    }
+    drop(listener);
+    connections.close();
+    if tokio::time::timeout(timeouts.drain, connections.wait()).await.is_err() {
+        tracing::warn!(connections = connections.len(), "client connections did not finish in time and are cut off");
+    }
+}
+
+/// The next connection, once there is room for it; None: stopped.
+async fn next_connection(
+    listener: &TcpListener,
+    room: &Arc<Semaphore>,
+    stop: &CancellationToken,
+) -> Option<(TcpStream, OwnedSemaphorePermit)> {
+    let accept = async {
+        let permit = Arc::clone(room).acquire_owned().await.expect("the semaphore is never closed");
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => return (stream, permit),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a client connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    };
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => None,
+        accepted = accept => Some(accepted),
+    }
+}
+
+async fn serve_connection<S>(stream: TcpStream, service: S, timeouts: ClientTimeouts, stop: CancellationToken)
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    // An answer is one write: waiting for more would only delay it.
+    stream.set_nodelay(true).ok();
+    let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+        let mut service = service.clone();
+        service.call(request.map(Body::new))
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(timeouts.head)
+        .max_buf_size(HEAD_BYTES_MAX)
+        .pipeline_flush(true)
+        .half_close(false)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a client connection ended early");
+    }
+}
