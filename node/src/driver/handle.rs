@@ -1,0 +1,144 @@
+//! What everyone else holds of a running node: requests go in by a bounded queue, published state is
+//! read without asking anyone. Clones are the same node. Never touches the replica.
+
+use std::sync::Arc;
+
+use kv_core::contract::{Reply, Request, View};
+use kv_core::entry::{EntryId, Epoch};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, timeout_at};
+
+use super::clock::Clock;
+use super::published::Published;
+use super::stop::Stopped;
+
+/// Requests that wait for the driver's next batch; over it: [`CallError::Busy`].
+pub(crate) const REQUESTS_MAX: usize = 4096;
+
+/// A request on its way to the replica.
+#[derive(Debug)]
+pub(crate) struct Call {
+    pub(crate) request: Request,
+    pub(crate) reply: oneshot::Sender<Reply>,
+}
+
+/// Why a request got no reply. Only `Busy` says that it was not looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum CallError {
+    #[error("the node's request queue is full")]
+    Busy,
+    #[error("the node did not answer in time")]
+    TimedOut,
+    #[error("the node is stopping")]
+    Stopped,
+}
+
+#[derive(Clone)]
+pub struct Handle {
+    pub(crate) requests: mpsc::Sender<Call>,
+    pub(crate) published: Arc<Published>,
+}
+
+impl Handle {
+    /// Asks the replica. After `TimedOut` and `Stopped` the outcome of a write is unknown.
+    /// May be cancelled: what was proposed goes on.
+    pub async fn request(&self, request: Request, deadline: Instant) -> Result<Reply, CallError> {
+        let (reply, answer) = oneshot::channel();
+        match self.requests.try_send(Call { request, reply }) {
+            Ok(()) => {}
+            Err(mpsc::error::TrySendError::Full(_)) => return Err(CallError::Busy),
+            Err(mpsc::error::TrySendError::Closed(_)) => return Err(CallError::Stopped),
+        }
+        match timeout_at(deadline, answer).await {
+            Ok(Ok(reply)) => Ok(reply),
+            Ok(Err(_)) => Err(CallError::Stopped),
+            Err(_) => Err(CallError::TimedOut),
+        }
+    }
+
+    pub fn view(&self) -> Arc<View> {
+        self.published.view()
+    }
+
+    /// Waits until the view is as asked, or the deadline: then None. May be cancelled.
+    pub async fn wait_view(&self, deadline: Instant, wanted: impl Fn(&View) -> bool) -> Option<Arc<View>> {
+        let mut changes = self.published.view_changes();
+        loop {
+            let view = self.view();
+            if wanted(&view) {
+                return Some(view);
+            }
+            timeout_at(deadline, changes.changed()).await.ok()?.ok()?;
+        }
+    }
+
+    /// Completes when the node has seen an epoch above this one: a forward to its leader is then void.
+    /// May be cancelled.
+    pub async fn epoch_above(&self, epoch: Epoch) {
+        let mut changes = self.published.view_changes();
+        while self.view().epoch <= epoch {
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// The id that is applied here: `X-Kv-Id` of whatever shows no key.
+    pub fn applied(&self) -> EntryId {
+        self.published.applied()
+    }
+
+    /// Whether `id` was applied here before the deadline. Cheap when it already is. May be cancelled.
+    pub async fn wait_applied(&self, id: EntryId, deadline: Instant) -> bool {
+        if self.applied() >= id {
+            return true;
+        }
+        let Some(mut wait) = self.published.applied_waiters.register(id) else {
+            return false;
+        };
+        if self.applied() >= id {
+            return true;
+        }
+        matches!(timeout_at(deadline, &mut wait.reached).await, Ok(Ok(())))
+    }
+
+    pub fn clock(&self) -> Clock {
+        self.published.clock
+    }
+
+    /// Whether this node leads and may answer default reads now.
+    pub fn lease_held(&self) -> bool {
+        self.published.view().lease_until_mono_ms > self.published.clock.mono_ms()
+    }
+
+    /// Latched: caught up with a confirmed leader since the start, and neither draining nor unfit since.
+    pub fn is_ready(&self) -> bool {
+        self.published.is_ready()
+    }
+
+    /// False when the driver has not come round for 30 s.
+    pub fn is_live(&self) -> bool {
+        self.published.is_live()
+    }
+
+    /// Unready from now on; requests are still answered.
+    pub fn start_draining(&self) {
+        self.published.start_draining();
+    }
+
+    /// Entries up to here may be compacted: nobody that is near needs them, no snapshot under way ends below.
+    pub fn compaction_limit(&self) -> EntryId {
+        self.published.compaction_limit()
+    }
+
+    /// Ends the driver: what it was asked before is answered or dropped, the log is closed. Wait for
+    /// [`Self::stopped`] afterwards.
+    pub fn stop(&self) {
+        self.published.stop.request();
+    }
+
+    /// Completes when the driver has ended, with the reason. May be cancelled.
+    pub async fn stopped(&self) -> Stopped {
+        self.published.stop.stopped().await
+    }
+}
