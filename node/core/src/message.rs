@@ -80,17 +80,22 @@ pub enum Message {
     },
     /// What a member showed is older than what this voter saw of it: a copied or restored volume.
     Stale {
+        seen: Seen,
         reason: String,
     },
-    /// To whoever leads: the sender is quarantined or damaged; what is your last id?
+    /// What a member shows of itself, over a connection that is older than its membership.
+    Show {
+        hello: Box<Hello>,
+        answer: bool,
+    },
+    /// To whoever leads: the sender is quarantined; what is your last id?
     RefillRequest {
         epoch: Epoch,
     },
-    /// From the leader: be durable up to here, by lines from `from` on, or by snapshot (None).
+    /// From a leader that a majority has confirmed since it was asked: be durable up to here.
     RefillAnswer {
         epoch: Epoch,
         until: EntryId,
-        from: Option<EntryId>,
     },
     /// From a damaged group of one to its learners: the lines of these ids, as far as held.
     LinesRequest {
