@@ -245,9 +245,13 @@ async fn follow_schedule(compactor: Compactor) {
         }
         tokio::select! {
             () = changed => {}
-            () = tokio::time::sleep(Duration::from_secs(interval_seconds)) => {
+            () = tokio::time::sleep(Duration::from_secs(interval_seconds.max(1))) => {
                 compactor.run(Urgency::WhenDue).await;
             }
         }
     }
 }
+
+#[cfg(test)]
+#[path = "compactor/tests.rs"]
+mod tests;
