@@ -1,1 +1,3 @@
+//! `kv-bench`: measures the whole and prints one table.
+
 fn main() {}

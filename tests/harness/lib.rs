@@ -1,1 +1,26 @@
-//! x
+//! What the black-box tests stand on: real `kv-node` processes on a loopback address of their own, a
+//! client that keeps every header, a raw socket for requests that no client would send, waiting for
+//! conditions, and a load that remembers what was acknowledged. Knows the HTTP contract and the
+//! command line, and nothing of the node's inside. Used by the test binaries beside it alone.
+//!
+//! Reading order: [`Site`] (address, directory, client), [`Node`] (one process), [`Cluster`] (three of
+//! them), [`Answer`], then [`Load`].
+
+mod answer;
+mod binary;
+mod cluster;
+mod load;
+mod log_lines;
+mod node;
+mod raw;
+mod site;
+mod wait;
+
+pub use answer::Answer;
+pub use binary::node_binary;
+pub use cluster::{Cluster, ClusterSpec};
+pub use load::{Acknowledged, Load, LoadReport};
+pub use node::{Exit, Node, NodeSpec};
+pub use raw::{RawClient, heads};
+pub use site::Site;
+pub use wait::{START_SECONDS, wait_for, wait_until};

@@ -1,1 +1,9 @@
-fn main() {}
+//! Taste that is executable: the house rules and the dependency rules, checked over the sources of the
+//! whole workspace. Reads files and builds nothing; a rule that fails names file, line and reason.
+
+#![cfg(test)]
+
+mod layers;
+mod source;
+mod style;
+mod tree;
