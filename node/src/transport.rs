@@ -19,11 +19,22 @@ use kv_core::group::{MemberId, MemberInfo};
 use kv_core::message::{Hello, Message};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
+use tokio::time::{Duration, timeout};
+
+use handshake::{Credentials, HANDSHAKE_TIMEOUT, HandshakeError};
+use peers::Shared;
 
 pub use counters::Counters;
 pub use snapshot::{SnapshotError, SnapshotReceiver, SnapshotSender};
 
+mod accept;
+mod connection;
 mod counters;
+mod dial;
+mod frame;
+mod handshake;
+mod outbox;
+mod peers;
 mod snapshot;
 
 /// What a transport is started with.
@@ -70,10 +81,13 @@ pub enum TransportEvent {
     },
 }
 
+/// How long [`Transport::shutdown`] waits for connections to drain.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// A handle of the transport; clones are the same transport.
 #[derive(Clone)]
 pub struct Transport {
-    counters: Arc<Counters>,
+    shared: Arc<Shared>,
     address: SocketAddr,
 }
 
@@ -81,9 +95,11 @@ impl Transport {
     /// Starts the accept loop. Must be called inside a tokio runtime. `events` is the driver's bounded
     /// queue: when it is full, reading from peers waits.
     pub fn start(config: TransportConfig, events: mpsc::Sender<TransportEvent>) -> Self {
-        let _ = events;
-        let address = config.listener.local_addr().expect("a bound listener has an address");
-        Self { counters: Arc::default(), address }
+        let TransportConfig { listener, hello, secret } = config;
+        let address = listener.local_addr().expect("a bound listener has an address");
+        let shared = Shared::new(Credentials { hello, secret }, events);
+        shared.tasks.spawn(accept::run(listener, shared.clone()));
+        Self { shared, address }
     }
 
     /// The address of the peer port, for tests that bind port 0.
@@ -92,32 +108,45 @@ impl Transport {
     }
 
     pub fn counters(&self) -> &Arc<Counters> {
-        &self.counters
+        &self.shared.counters
     }
 
     /// The members to hold connections with; the node itself is left out. Whoever was named before and
     /// is not any more is closed, and not dialed again. Members that connect by themselves stay.
     pub fn set_peers(&self, peers: Vec<MemberInfo>) {
-        let _ = peers;
+        self.shared.set_peers(peers);
     }
 
     /// Best effort and never waits: dropped, and counted, when the peer is not connected or its queue is full.
     pub fn send(&self, to: MemberId, message: Message) {
-        let _ = (to, message);
+        self.shared.send(to, message);
     }
 
     /// Dials at once, whatever the back-off says; nothing when the peer is connected or not to be dialed.
     pub fn redial(&self, peer: MemberId) {
-        let _ = peer;
+        self.shared.redial(peer);
     }
 
     /// Opens a snapshot connection to a peer. Write the snapshot to it, then [`SnapshotSender::finish`].
     /// May be cancelled.
     pub async fn open_snapshot(&self, member: MemberId, epoch: Epoch) -> Result<SnapshotSender, SnapshotError> {
-        let _ = epoch;
-        Err(SnapshotError::UnknownMember(member))
+        let peer_url = self.shared.peer_url(member).ok_or(SnapshotError::UnknownMember(member))?;
+        let stream = dial::connect(&peer_url).await.map_err(|error| SnapshotError::Connect(error.to_string()))?;
+        dial::tune_for_snapshot(&stream)?;
+        let handshake = handshake::dial_snapshot(stream, &self.shared.credentials, member, epoch);
+        let stream = timeout(HANDSHAKE_TIMEOUT, handshake).await.unwrap_or(Err(HandshakeError::TimedOut));
+        stream.map(SnapshotSender::new).map_err(|error| SnapshotError::Connect(error.to_string()))
     }
 
     /// Sends what is queued (bounded), closes all connections and stops; no event follows.
-    pub async fn shutdown(&self) {}
+    pub async fn shutdown(&self) {
+        self.shared.stopping.cancel();
+        self.shared.tasks.close();
+        if timeout(SHUTDOWN_TIMEOUT, self.shared.tasks.wait()).await.is_err() {
+            tracing::debug!("peer connections were still closing at the end");
+        }
+    }
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,6 +12,7 @@ use kv_core::group::MemberId;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
 
 /// How long the sender waits for the receiver's answer: it verifies and syncs the whole snapshot.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(300);
@@ -76,11 +77,13 @@ async fn read_answer(stream: &mut TcpStream) -> io::Result<Answer> {
 #[derive(Debug)]
 pub struct SnapshotReceiver {
     stream: TcpStream,
+    /// Its place among the snapshots that are being received.
+    _permit: Option<OwnedSemaphorePermit>,
 }
 
 impl SnapshotReceiver {
-    pub(crate) fn new(stream: TcpStream) -> Self {
-        Self { stream }
+    pub(crate) fn new(stream: TcpStream, permit: Option<OwnedSemaphorePermit>) -> Self {
+        Self { stream, _permit: permit }
     }
 
     /// Tells the sender that the snapshot is staged at this position, or why it is not.

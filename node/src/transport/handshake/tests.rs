@@ -1,0 +1,1 @@
+//! Handshakes over a real socket, each side scripted or real.
