@@ -4,9 +4,11 @@
 //! does for acknowledged ids what a line's does for values (TCP's checksum lets one in 65536 damaged
 //! segments pass). Nothing here reads or writes a socket, and no input panics.
 
+use std::borrow::Cow;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use kv_core::entry::{Entry, EntryId, Epoch, LineError, LogPosition};
-use kv_core::message::{Append, Message, Round};
+use kv_core::message::{Append, Hello, Message, Round, Seen};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio_util::codec::LengthDelimitedCodec;
@@ -61,6 +63,7 @@ mod kind {
     pub(super) const NOT_A_MEMBER: u8 = b'N';
     pub(super) const ACCEPTED: u8 = b'C';
     pub(super) const STALE: u8 = b'S';
+    pub(super) const SHOW: u8 = b'W';
     pub(super) const REFILL_REQUEST: u8 = b'R';
     pub(super) const REFILL_ANSWER: u8 = b'r';
     pub(super) const LINES_REQUEST: u8 = b'L';
@@ -98,14 +101,20 @@ struct AcceptedHeader {
 
 #[derive(Serialize, Deserialize)]
 struct StaleHeader {
+    seen: Seen,
     reason: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct ShowHeader<'a> {
+    hello: Cow<'a, Hello>,
+    answer: bool,
 }
 
 #[derive(Serialize, Deserialize)]
 struct RefillAnswerHeader {
     epoch: Epoch,
     until: EntryId,
-    from: Option<EntryId>,
 }
 
 /// Of a request for lines and of its answer.
@@ -129,11 +138,12 @@ pub(crate) fn encode(message: &Message, out: &mut BytesMut) -> Result<u64, Frame
         &Message::TimeoutNow { epoch } => put(out, kind::TIMEOUT_NOW, &EpochHeader { epoch }),
         &Message::NotAMember { config_id } => put(out, kind::NOT_A_MEMBER, &NotAMemberHeader { config_id }),
         &Message::Accepted { incarnation } => put(out, kind::ACCEPTED, &AcceptedHeader { incarnation }),
-        Message::Stale { reason } => put(out, kind::STALE, &StaleHeader { reason: reason.clone() }),
-        &Message::RefillRequest { epoch } => put(out, kind::REFILL_REQUEST, &EpochHeader { epoch }),
-        &Message::RefillAnswer { epoch, until, from } => {
-            put(out, kind::REFILL_ANSWER, &RefillAnswerHeader { epoch, until, from })
+        Message::Stale { seen, reason } => put(out, kind::STALE, &StaleHeader { seen: *seen, reason: reason.clone() }),
+        Message::Show { hello, answer } => {
+            put(out, kind::SHOW, &ShowHeader { hello: Cow::Borrowed(hello), answer: *answer })
         }
+        &Message::RefillRequest { epoch } => put(out, kind::REFILL_REQUEST, &EpochHeader { epoch }),
+        &Message::RefillAnswer { epoch, until } => put(out, kind::REFILL_ANSWER, &RefillAnswerHeader { epoch, until }),
         &Message::LinesRequest { first, last } => put(out, kind::LINES_REQUEST, &RangeHeader { first, last }),
         Message::Lines { first, last, entries } => put_lines(out, *first, *last, entries),
     }
@@ -271,10 +281,13 @@ pub(crate) fn decode(payload: Bytes) -> Result<Message, FrameError> {
         kind::TIMEOUT_NOW => frame.only().map(|EpochHeader { epoch }| Message::TimeoutNow { epoch }),
         kind::NOT_A_MEMBER => frame.only().map(|NotAMemberHeader { config_id }| Message::NotAMember { config_id }),
         kind::ACCEPTED => frame.only().map(|AcceptedHeader { incarnation }| Message::Accepted { incarnation }),
-        kind::STALE => frame.only().map(|StaleHeader { reason }| Message::Stale { reason }),
+        kind::STALE => frame.only().map(|StaleHeader { seen, reason }| Message::Stale { seen, reason }),
+        kind::SHOW => frame
+            .only()
+            .map(|ShowHeader { hello, answer }| Message::Show { hello: Box::new(hello.into_owned()), answer }),
         kind::REFILL_REQUEST => frame.only().map(|EpochHeader { epoch }| Message::RefillRequest { epoch }),
         kind::REFILL_ANSWER => {
-            frame.only().map(|RefillAnswerHeader { epoch, until, from }| Message::RefillAnswer { epoch, until, from })
+            frame.only().map(|RefillAnswerHeader { epoch, until }| Message::RefillAnswer { epoch, until })
         }
         kind::LINES_REQUEST => frame.only().map(|RangeHeader { first, last }| Message::LinesRequest { first, last }),
         kind::LINES => frame.lines(),

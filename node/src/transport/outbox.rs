@@ -121,6 +121,7 @@ fn bulk_bytes(message: &Message) -> Option<usize> {
         | Message::NotAMember { .. }
         | Message::Accepted { .. }
         | Message::Stale { .. }
+        | Message::Show { .. }
         | Message::RefillRequest { .. }
         | Message::RefillAnswer { .. }
         | Message::LinesRequest { .. } => None,

@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Differs in each process that the tests play.
 static START_ID: AtomicU64 = AtomicU64::new(1);
 
-fn hello(member_id: u64, cluster: Option<&str>) -> Hello {
+pub(super) fn hello(member_id: u64, cluster: Option<&str>) -> Hello {
     Hello {
         name: NodeName::new(&format!("node-{member_id}")).expect("legal"),
         member_id: MemberId(member_id),

@@ -7,6 +7,7 @@ use kv_core::message::{AppendAck, AppendResult, Heartbeat, Lead, VoteKind, VoteR
 use proptest::prelude::*;
 
 use super::*;
+use crate::transport::tests::hello;
 
 pub(crate) fn entry(id: u64, value: &str) -> Entry {
     let body = Body::Set {
@@ -66,9 +67,10 @@ pub(crate) fn all_messages() -> Vec<Message> {
         Message::TimeoutNow { epoch },
         Message::NotAMember { config_id: EntryId(3) },
         Message::Accepted { incarnation: 12 },
-        Message::Stale { reason: "a \"copied\"\nvolume".into() },
+        Message::Stale { seen: Seen { incarnation: 4, ..Seen::default() }, reason: "a \"copied\"\nvolume".into() },
+        Message::Show { hello: Box::new(hello(5, Some("c"))), answer: true },
         Message::RefillRequest { epoch },
-        Message::RefillAnswer { epoch, until: EntryId(9), from: None },
+        Message::RefillAnswer { epoch, until: EntryId(9) },
         Message::LinesRequest { first: EntryId(2), last: EntryId(4) },
         Message::Lines { first: EntryId(2), last: EntryId(4), entries: vec![entry(3, "[1,{}]")] },
     ]
@@ -229,7 +231,7 @@ proptest! {
 
     #[test]
     fn arbitrary_text_under_a_right_checksum_never_panics(
-        kind in "[HhAaVvTtNCSRrLl]", header in "[{}\\[\\]\",:a-z0-9]{0,60}", rest in "[{}\",:a-z0-9\n]{0,200}",
+        kind in "[HhAaVvTtNCSWRrLl]", header in "[{}\\[\\]\",:a-z0-9]{0,60}", rest in "[{}\",:a-z0-9\n]{0,200}",
     ) {
         let payload = [sealed(kind.chars().next().expect("one letter"), &header), b"\n".into(), rest.into()].concat();
         let _ = decode(payload.into());
