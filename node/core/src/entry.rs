@@ -8,13 +8,17 @@
 //! id, epoch, operation, key, value, [version], [if_version], [if_id | if_present | if_absent],
 //! [client_id, request_id], [ts], crc. The CRC-32 (IEEE) is over the line with `,"crc":N` cut out.
 
+pub(crate) mod line;
+
 use std::borrow::Cow;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::command::{Entity, Key, OperationKind, Precondition, RequestId, Value, string_end};
+use crate::command::{Entity, Key, OperationKind, Precondition, RequestId, Value};
 use crate::group::{Configuration, FeatureLevel, MemberId, Settings};
+use line::{Cursor, LineWriter};
+pub use line::{LineError, seal_line, verify_line};
 
 /// The position of an entry in the log, and the `id` of the HTTP API. 0: before the first.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -115,26 +119,6 @@ struct LostPayload {
     last: EntryId,
 }
 
-/// Why a line is not an entry. `is_damage` tells a damaged line from one of a newer release.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum LineError {
-    #[error("crc is {stored}, the line's bytes give {computed}")]
-    Crc { stored: u32, computed: u32 },
-    #[error("not a line of the log: {0}")]
-    Malformed(&'static str),
-    #[error("operation {0:?} is not known to this release")]
-    UnknownOperation(String),
-    #[error("member {0:?} is not known to this release")]
-    UnknownMember(String),
-}
-
-impl LineError {
-    /// False: the line is intact, but this release does not understand it; it must never be skipped.
-    pub fn is_damage(&self) -> bool {
-        matches!(self, Self::Crc { .. } | Self::Malformed(_))
-    }
-}
-
 impl Entry {
     /// Orders `body` at `id` and encodes it; the CRC is always computed here, whatever came before.
     pub fn encode(id: EntryId, epoch: Epoch, ts_ms: Option<u64>, body: Body) -> Self {
@@ -170,32 +154,8 @@ impl Entry {
     }
 }
 
-/// Writes a line member by member; the caller keeps the order of the format.
-struct LineWriter {
-    out: Vec<u8>,
-    digits: itoa::Buffer,
-}
-
+/// The members of an entry that are more than a number or a text.
 impl LineWriter {
-    fn raw(&mut self, text: &[u8]) {
-        self.out.extend_from_slice(text);
-    }
-
-    fn number(&mut self, prefix: &str, n: u64) {
-        self.raw(prefix.as_bytes());
-        let digits = self.digits.format(n);
-        self.out.extend_from_slice(digits.as_bytes());
-    }
-
-    fn text(&mut self, prefix: &str, text: &str) {
-        self.raw(prefix.as_bytes());
-        serde_json::to_writer(&mut self.out, text).expect("a string is JSON and a Vec takes it");
-    }
-
-    fn json<T: Serialize>(&mut self, value: &T) {
-        serde_json::to_writer(&mut self.out, value).expect("control payloads are plain structs");
-    }
-
     fn key_value(&mut self, key: &Key, value: &[u8]) {
         self.text(",\"key\":", key.as_str());
         self.raw(b",\"value\":");
@@ -245,16 +205,13 @@ fn operation_name(body: &Body) -> &'static str {
     }
 }
 
-/// Room for the fixed parts of a line: names, numbers and punctuation.
-const LINE_OVERHEAD_BYTES: usize = 160;
-
 fn encode_line(id: EntryId, epoch: Epoch, ts_ms: Option<u64>, body: &Body) -> Bytes {
     let payload = match body {
         Body::Set { key, value, .. } => key.as_str().len() + value.as_bytes().len(),
         Body::Delete { key, .. } => key.as_str().len(),
         Body::Control(_) => 0,
     };
-    let mut w = LineWriter { out: Vec::with_capacity(payload + LINE_OVERHEAD_BYTES), digits: itoa::Buffer::new() };
+    let mut w = LineWriter::with_payload(payload);
     w.number("{\"id\":", id.0);
     w.number(",\"epoch\":", epoch.0);
     w.raw(b",\"operation\":\"");
@@ -280,41 +237,6 @@ fn encode_line(id: EntryId, epoch: Epoch, ts_ms: Option<u64>, body: &Body) -> By
     seal_line(w.out).into()
 }
 
-/// Appends the CRC member and the closing brace to a line that still lacks both.
-pub fn seal_line(mut open_line: Vec<u8>) -> Vec<u8> {
-    let mut crc = crc32fast::Hasher::new();
-    crc.update(&open_line);
-    crc.update(b"}");
-    open_line.extend_from_slice(b",\"crc\":");
-    open_line.extend_from_slice(itoa::Buffer::new().format(crc.finalize()).as_bytes());
-    open_line.push(b'}');
-    open_line
-}
-
-/// Verifies the CRC at the end of any line made by [`seal_line`] and returns the bytes before it.
-pub fn verify_line(line: &[u8]) -> Result<&[u8], LineError> {
-    let inner = line.strip_suffix(b"}").ok_or(LineError::Malformed("no closing brace"))?;
-    let digits = inner.iter().rev().take_while(|b| b.is_ascii_digit()).count();
-    let (rest, digits) = inner.split_at(inner.len() - digits);
-    let open_line = rest.strip_suffix(b",\"crc\":").ok_or(LineError::Malformed("no crc at the end"))?;
-    let stored = parse_u64(digits)
-        .and_then(|n| u32::try_from(n).ok())
-        .ok_or(LineError::Malformed("crc is not a 32-bit number"))?;
-    let mut crc = crc32fast::Hasher::new();
-    crc.update(open_line);
-    crc.update(b"}");
-    let computed = crc.finalize();
-    if stored == computed { Ok(open_line) } else { Err(LineError::Crc { stored, computed }) }
-}
-
-/// Canonical decimal: no sign, no leading zero, fits.
-fn parse_u64(digits: &[u8]) -> Option<u64> {
-    if digits.is_empty() || digits.len() > 20 || (digits.len() > 1 && digits[0] == b'0') {
-        return None;
-    }
-    digits.iter().try_fold(0_u64, |n, &b| n.checked_mul(10)?.checked_add(u64::from(b.checked_sub(b'0')?)))
-}
-
 /// A verified line taken apart without copying: what recovery and compaction look at.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LineView<'a> {
@@ -330,61 +252,8 @@ pub struct LineView<'a> {
     pub ts_ms: Option<u64>,
 }
 
-/// Reads the members of a line in their fixed order.
-struct Cursor<'a> {
-    text: &'a [u8],
-    at: usize,
-}
-
+/// The members of an entry that are more than a number or a text.
 impl<'a> Cursor<'a> {
-    fn eat(&mut self, prefix: &str) -> bool {
-        let found = self.text[self.at..].starts_with(prefix.as_bytes());
-        if found {
-            self.at += prefix.len();
-        }
-        found
-    }
-
-    fn need(&mut self, prefix: &'static str) -> Result<(), LineError> {
-        if self.eat(prefix) { Ok(()) } else { Err(LineError::Malformed(prefix)) }
-    }
-
-    fn number(&mut self) -> Result<u64, LineError> {
-        let rest = &self.text[self.at..];
-        let len = rest.iter().take_while(|b| b.is_ascii_digit()).count();
-        self.at += len;
-        parse_u64(&rest[..len]).ok_or(LineError::Malformed("a number is not canonical"))
-    }
-
-    fn optional_number(&mut self, prefix: &str) -> Result<Option<u64>, LineError> {
-        if self.eat(prefix) { self.number().map(Some) } else { Ok(None) }
-    }
-
-    fn span(&mut self, end: Option<usize>) -> Result<&'a [u8], LineError> {
-        let end = end.filter(|&end| end <= self.text.len()).ok_or(LineError::Malformed("a member does not end"))?;
-        let span = &self.text[self.at..end];
-        self.at = end;
-        Ok(span)
-    }
-
-    fn string(&mut self) -> Result<Cow<'a, str>, LineError> {
-        if self.text.get(self.at) != Some(&b'"') {
-            return Err(LineError::Malformed("a member is not a string"));
-        }
-        let quoted = self.span(string_end(self.text, self.at))?;
-        if memchr::memchr(b'\\', quoted).is_some() {
-            let text = serde_json::from_slice(quoted).map_err(|_| LineError::Malformed("bad escape in a string"))?;
-            return Ok(Cow::Owned(text));
-        }
-        let inner = &quoted[1..quoted.len() - 1];
-        std::str::from_utf8(inner).map(Cow::Borrowed).map_err(|_| LineError::Malformed("a string is not UTF-8"))
-    }
-
-    fn value(&mut self) -> Result<&'a [u8], LineError> {
-        let span = self.span(value_end(self.text, self.at))?;
-        if span.is_empty() { Err(LineError::Malformed("value is empty")) } else { Ok(span) }
-    }
-
     fn entity(&mut self) -> Result<Entity, LineError> {
         if let Some(id) = self.optional_number(",\"if_id\":")? {
             return Ok(Entity::Is(EntryId(id)));
@@ -403,48 +272,6 @@ impl<'a> Cursor<'a> {
         self.need(",\"request_id\":")?;
         Ok(Some((client_id, self.string()?)))
     }
-
-    /// Nothing may be left; a member that is left over was written by a newer release.
-    fn end(&self) -> Result<(), LineError> {
-        if self.at == self.text.len() {
-            return Ok(());
-        }
-        let rest = String::from_utf8_lossy(&self.text[self.at..]);
-        match rest.strip_prefix(",\"").and_then(|r| r.split_once('"')) {
-            Some((member, _)) => Err(LineError::UnknownMember(member.to_owned())),
-            None => Err(LineError::Malformed("text after the last member")),
-        }
-    }
-}
-
-/// The position after the JSON value that begins at `start`: strings are skipped, brackets counted.
-/// The grammar inside was checked when the value entered; here only its end is sought.
-fn value_end(text: &[u8], start: usize) -> Option<usize> {
-    let mut depth = 0_usize;
-    let mut at = start;
-    while let Some(&byte) = text.get(at) {
-        match byte {
-            b'"' => {
-                at = string_end(text, at)?;
-                if depth == 0 {
-                    return Some(at);
-                }
-                continue;
-            }
-            b'{' | b'[' => depth += 1,
-            b'}' | b']' if depth == 0 => return Some(at),
-            b'}' | b']' => {
-                depth -= 1;
-                if depth == 0 {
-                    return Some(at + 1);
-                }
-            }
-            b',' if depth == 0 => return Some(at),
-            _ => {}
-        }
-        at += 1;
-    }
-    (depth == 0).then_some(at)
 }
 
 impl<'a> LineView<'a> {
