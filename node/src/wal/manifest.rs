@@ -1,0 +1,203 @@
+//! The manifest: which files exist, where the log begins and who this member is. One sealed line of
+//! JSON, replaced whole. Knows bytes and names, never what the files hold.
+
+use std::io;
+
+use kv_core::contract::{Base, HardState};
+use kv_core::entry::{EntryId, seal_line, verify_line};
+use kv_core::group::ConfigurationAt;
+use serde::{Deserialize, Serialize};
+
+use super::storage::{Storage, StorageFile, read_up_to};
+
+pub(crate) const MANIFEST_FILE: &str = "manifest.json";
+const MANIFEST_TEMPORARY: &str = "manifest.json.tmp";
+/// The format written, and the newest one read.
+pub const FORMAT_VERSION: u32 = 1;
+/// Far above what a manifest of a million segments needs.
+const MANIFEST_BYTES_MAX: usize = 512 << 20;
+
+/// What a file holds; part of its name, except that both kinds of segments are called `segment`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FileKind {
+    /// Base: superseded versions at or below the horizon, original lines, ids rising.
+    History,
+    /// Base: the latest SET of each key at the horizon (a compacted segment), original lines, ids rising.
+    Live,
+    /// Base: deduplication records at or below the horizon.
+    Sessions,
+    /// Above the horizon: every entry, ids without a gap.
+    Log,
+}
+
+/// A file that will never be written again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SealedFile {
+    pub kind: FileKind,
+    pub number: u64,
+    pub lines: u64,
+    pub bytes: u64,
+    /// CRC-32 of all its bytes.
+    pub crc: u32,
+    /// Of its lines; both 0 when it has none.
+    pub first: EntryId,
+    pub last: EntryId,
+    /// The generation it was written under, when it may still have its staged name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub staged: Option<u64>,
+}
+
+/// The segment that is appended to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ActiveFile {
+    pub number: u64,
+    /// The id that its first line has, or will have.
+    pub first: EntryId,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub staged: Option<u64>,
+}
+
+/// The truth on which files exist.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    pub format_version: u32,
+    /// The highest generation of a staged file that was ever listed.
+    pub generation: u64,
+    /// Raised when ids may be used again (truncate, install): positions noted under another lineage mean nothing.
+    pub lineage: u64,
+    pub hard: HardState,
+    pub base: Base,
+    /// The newest configuration in the log or the base; durable before its entry is acknowledged.
+    pub configuration: ConfigurationAt,
+    /// Rising by kind, then by number.
+    pub files: Vec<SealedFile>,
+    pub active: ActiveFile,
+    /// Names that the last change replaced and that may be removed, unless they are listed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub obsolete: Vec<String>,
+}
+
+/// Why there is no manifest to be had.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    #[error("manifest.json cannot be read: {0}")]
+    Io(#[from] io::Error),
+    #[error(
+        "manifest.json is damaged: {0}; the member's promises are not known, so it must not run: empty the directory and let it join again"
+    )]
+    Damaged(String),
+    #[error("manifest.json has format version {found}, this release reads up to {FORMAT_VERSION}: use a newer release")]
+    Newer { found: u64 },
+}
+
+/// `wal.log.segment.3`, `wal.log.history.3`, `wal.log.sessions.3`.
+pub fn file_name(kind: FileKind, number: u64) -> String {
+    let word = match kind {
+        FileKind::History => "history",
+        FileKind::Live | FileKind::Log => "segment",
+        FileKind::Sessions => "sessions",
+    };
+    format!("wal.log.{word}.{number}")
+}
+
+/// The name under which a file is written before the manifest lists it: never used twice.
+pub fn staged_name(kind: FileKind, number: u64, generation: u64) -> String {
+    format!("{}.gen{generation}", file_name(kind, number))
+}
+
+impl SealedFile {
+    pub fn name(&self) -> String {
+        file_name(self.kind, self.number)
+    }
+
+    pub fn staged_name(&self) -> Option<String> {
+        self.staged.map(|generation| staged_name(self.kind, self.number, generation))
+    }
+}
+
+impl ActiveFile {
+    pub fn name(&self) -> String {
+        file_name(FileKind::Log, self.number)
+    }
+
+    pub fn staged_name(&self) -> Option<String> {
+        self.staged.map(|generation| staged_name(FileKind::Log, self.number, generation))
+    }
+}
+
+impl Manifest {
+    /// Of an empty log; its first segment, number 1, must exist before this is stored.
+    pub fn new(hard: HardState, base: Base) -> Self {
+        let first = base.horizon.id.next();
+        let configuration = base.configuration.clone();
+        let active = ActiveFile { number: 1, first, staged: None };
+        Self {
+            format_version: FORMAT_VERSION,
+            generation: 0,
+            lineage: 0,
+            hard,
+            base,
+            configuration,
+            files: Vec::new(),
+            active,
+            obsolete: Vec::new(),
+        }
+    }
+
+    /// None: there is no manifest.
+    pub fn load<S: Storage>(storage: &S) -> Result<Option<Self>, ManifestError> {
+        let file = match storage.open(MANIFEST_FILE) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            file => file?,
+        };
+        let len = usize::try_from(file.len()?).unwrap_or(usize::MAX);
+        if len > MANIFEST_BYTES_MAX {
+            return Err(ManifestError::Damaged(format!("it has {len} bytes")));
+        }
+        Self::decode(&read_up_to(&file, 0, len)?).map(Some)
+    }
+
+    /// Atomically replaces the manifest: after a crash, the old one or this one. The files it lists must be durable.
+    pub fn store<S: Storage>(&self, storage: &S) -> io::Result<()> {
+        let file = storage.create(MANIFEST_TEMPORARY)?;
+        file.write_at(&self.encode(), 0)?;
+        file.sync()?;
+        storage.rename(MANIFEST_TEMPORARY, MANIFEST_FILE)?;
+        storage.sync_dir("")
+    }
+
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut open_line = serde_json::to_vec(self).expect("plain structs with string keys are JSON");
+        let brace = open_line.pop();
+        assert_eq!(brace, Some(b'}'), "a struct is an object");
+        let mut line = seal_line(open_line);
+        line.push(b'\n');
+        line
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, ManifestError> {
+        #[derive(Deserialize)]
+        struct AnyFormat {
+            format_version: u64,
+        }
+        let damaged = |e: &dyn std::fmt::Display| ManifestError::Damaged(e.to_string());
+        let line = bytes.strip_suffix(b"\n").ok_or_else(|| damaged(&"it does not end"))?;
+        let open_line = verify_line(line).map_err(|e| damaged(&e))?;
+        let json = [open_line, b"}"].concat();
+        let AnyFormat { format_version } = serde_json::from_slice(&json).map_err(|e| damaged(&e))?;
+        if format_version > u64::from(FORMAT_VERSION) {
+            return Err(ManifestError::Newer { found: format_version });
+        }
+        serde_json::from_slice(&json).map_err(|e| damaged(&e))
+    }
+
+    /// Names of all listed files, final and staged.
+    pub fn listed(&self) -> Vec<String> {
+        let sealed = self.files.iter().flat_map(|f| std::iter::once(f.name()).chain(f.staged_name()));
+        sealed.chain(std::iter::once(self.active.name())).chain(self.active.staged_name()).collect()
+    }
+}

@@ -1,0 +1,100 @@
+//! What the one writer shares with everybody else: the table of open files, the counter of
+//! generations, the staged snapshot and the limits of space. Readers take an immutable copy of the
+//! table; the writer puts a new one in its place.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use arc_swap::ArcSwap;
+use kv_core::contract::Base;
+use kv_core::entry::{EntryId, LogPosition};
+use kv_core::group::ClusterId;
+
+use super::manifest::SealedFile;
+use super::segment::LogFile;
+use super::storage::Storage;
+
+/// The open files at one time. Holding it keeps all of them readable.
+#[derive(Debug)]
+pub struct FileTable<F> {
+    /// History, live and sessions files: the state at the horizon.
+    pub base: Vec<Arc<LogFile<F>>>,
+    /// Segments above the horizon, ids rising; the last one is active.
+    pub log: Vec<Arc<LogFile<F>>>,
+    /// What `base` stands for, as the manifest has it.
+    pub meta: Base,
+    /// None: uninitialised.
+    pub cluster_id: Option<ClusterId>,
+}
+
+impl<F> FileTable<F> {
+    pub fn horizon(&self) -> LogPosition {
+        self.meta.horizon
+    }
+}
+
+/// A received snapshot, whole, verified and durable under staged names, that waits for its `Install`.
+#[derive(Debug, Clone)]
+pub struct StagedSnapshot {
+    /// The id and epoch that its state is true at: its last entry.
+    pub position: LogPosition,
+    pub cluster_id: ClusterId,
+    pub base: Base,
+    /// All sealed, all staged under one generation; log segments cover (horizon, position] without a gap.
+    pub files: Vec<SealedFile>,
+    pub generation: u64,
+}
+
+/// Bounds of space that can change while the node runs; 0: none.
+#[derive(Debug, Default)]
+pub(crate) struct SpaceLimits {
+    storage_limit_bytes: AtomicU64,
+}
+
+impl SpaceLimits {
+    pub(crate) fn storage_limit_bytes(&self) -> Option<u64> {
+        Some(self.storage_limit_bytes.load(Ordering::Relaxed)).filter(|&limit| limit > 0)
+    }
+
+    pub(crate) fn set_storage_limit_bytes(&self, limit: Option<u64>) {
+        self.storage_limit_bytes.store(limit.unwrap_or(0), Ordering::Relaxed);
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Shared<S: Storage> {
+    pub(crate) storage: Arc<S>,
+    pub(crate) table: ArcSwap<FileTable<S::File>>,
+    pub(crate) next_generation: AtomicU64,
+    pub(crate) segment_bytes_max: u64,
+    pub(crate) limits: SpaceLimits,
+    /// The highest id that is durable here.
+    pub(crate) durable: AtomicU64,
+    staged: Mutex<Option<StagedSnapshot>>,
+}
+
+impl<S: Storage> Shared<S> {
+    pub(crate) fn new(storage: Arc<S>, table: FileTable<S::File>, generation: u64, segment_bytes_max: u64) -> Self {
+        Self {
+            storage,
+            table: ArcSwap::from_pointee(table),
+            next_generation: AtomicU64::new(generation + 1),
+            segment_bytes_max,
+            limits: SpaceLimits::default(),
+            durable: AtomicU64::new(0),
+            staged: Mutex::new(None),
+        }
+    }
+
+    pub(crate) fn next_generation(&self) -> u64 {
+        self.next_generation.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub(crate) fn durable(&self) -> EntryId {
+        EntryId(self.durable.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn staged(&self) -> MutexGuard<'_, Option<StagedSnapshot>> {
+        self.staged.lock().expect("no code panics while it holds this lock")
+    }
+}
