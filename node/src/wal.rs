@@ -3,6 +3,7 @@
 pub mod committer;
 pub mod import;
 pub mod manifest;
+pub mod new_volume;
 pub mod reader;
 pub mod recovery;
 pub mod restore;

@@ -12,8 +12,11 @@ use super::storage::{Storage, StorageFile, read_up_to};
 
 /// Distance of the places that an index knows, in bytes: a lookup reads about this much.
 pub(crate) const INDEX_STRIDE_BYTES: u64 = 4096;
-/// Bytes gathered before a writer writes.
-const WRITE_BUFFER_BYTES: usize = 1 << 20;
+/// Bytes gathered before a writer of sealed files writes.
+const WRITE_BUFFER_BYTES: usize = 256 << 10;
+/// Unsynced bytes of a file that is to be sealed: a few milliseconds of a slow disk, so that the log's
+/// own sync never waits long behind it.
+const SYNC_SLICE_BYTES: u64 = 2 << 20;
 /// Bytes read at once when a file is gone through.
 const SCAN_BLOCK_BYTES: usize = 256 << 10;
 
@@ -158,6 +161,7 @@ pub struct SegmentWriter<F> {
     sealed: SealedFile,
     crc: crc32fast::Hasher,
     buffer: Vec<u8>,
+    synced_bytes: u64,
 }
 
 impl<F: StorageFile> SegmentWriter<F> {
@@ -174,7 +178,8 @@ impl<F: StorageFile> SegmentWriter<F> {
             last: EntryId::ZERO,
             staged: Some(generation),
         };
-        Ok(Self { file, sealed, crc: crc32fast::Hasher::new(), buffer: Vec::with_capacity(WRITE_BUFFER_BYTES) })
+        let buffer = Vec::with_capacity(WRITE_BUFFER_BYTES);
+        Ok(Self { file, sealed, crc: crc32fast::Hasher::new(), buffer, synced_bytes: 0 })
     }
 
     /// `line` without its newline, verified by the caller; `id` not below the last one.
@@ -212,6 +217,10 @@ impl<F: StorageFile> SegmentWriter<F> {
         self.crc.update(&self.buffer);
         self.sealed.bytes += self.buffer.len() as u64;
         self.buffer.clear();
+        if self.sealed.bytes - self.synced_bytes >= SYNC_SLICE_BYTES {
+            self.file.sync()?;
+            self.synced_bytes = self.sealed.bytes;
+        }
         Ok(())
     }
 }
