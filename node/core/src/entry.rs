@@ -237,6 +237,9 @@ fn encode_line(id: EntryId, epoch: Epoch, ts_ms: Option<u64>, body: &Body) -> By
     seal_line(w.out).into()
 }
 
+/// client_id and request_id of a line.
+pub type RequestView<'a> = (Cow<'a, str>, Cow<'a, str>);
+
 /// A verified line taken apart without copying: what recovery and compaction look at.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LineView<'a> {
@@ -248,7 +251,7 @@ pub struct LineView<'a> {
     pub value: &'a [u8],
     pub version: Option<u64>,
     pub precondition: Precondition,
-    pub request: Option<(Cow<'a, str>, Cow<'a, str>)>,
+    pub request: Option<RequestView<'a>>,
     pub ts_ms: Option<u64>,
 }
 
@@ -264,7 +267,7 @@ impl<'a> Cursor<'a> {
         Ok(if self.eat(",\"if_absent\":true") { Entity::Absent } else { Entity::Any })
     }
 
-    fn request(&mut self) -> Result<Option<(Cow<'a, str>, Cow<'a, str>)>, LineError> {
+    fn request(&mut self) -> Result<Option<RequestView<'a>>, LineError> {
         if !self.eat(",\"client_id\":") {
             return Ok(None);
         }

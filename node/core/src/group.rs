@@ -9,6 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::entry::EntryId;
 
+/// Most earlier versions of a key that can be asked for.
+pub const HISTORY_LIMIT_MAX: u32 = 100_000;
+/// Most requests that can be remembered.
+pub const DEDUP_LIMIT_MAX: u64 = 10_000_000;
 /// Longest name of a node or of a cluster, in bytes.
 pub const NAME_BYTES_MAX: usize = 253;
 /// Most voters in a group.
@@ -166,6 +170,23 @@ pub struct Settings {
     pub dedup_expiry_seconds: u64,
     /// Most requests remembered.
     pub dedup_limit: u64,
+}
+
+impl Settings {
+    /// The ranges of the group's settings; requests, flags and files are held to the same. The text
+    /// names the setting.
+    pub fn check(&self) -> Result<(), String> {
+        if self.history_limit > HISTORY_LIMIT_MAX {
+            return Err(format!("history_limit must be at most {HISTORY_LIMIT_MAX}"));
+        }
+        if self.dedup_expiry_seconds == 0 || self.dedup_expiry_seconds > u64::from(u32::MAX) {
+            return Err(format!("dedup_expiry_seconds must be 1 to {}", u32::MAX));
+        }
+        if self.dedup_limit == 0 || self.dedup_limit > DEDUP_LIMIT_MAX {
+            return Err(format!("dedup_limit must be 1 to {DEDUP_LIMIT_MAX}"));
+        }
+        Ok(())
+    }
 }
 
 impl Default for Settings {

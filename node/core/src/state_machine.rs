@@ -100,6 +100,14 @@ impl StateMachine {
         }
     }
 
+    /// An empty state becomes that of a group.
+    pub fn found(&mut self, base: &Base) {
+        assert_eq!(self.applied(), EntryId::ZERO, "a group is founded on an empty state");
+        self.settings = base.settings;
+        self.feature_level = base.feature_level;
+        self.sessions.set_limits(&base.settings);
+    }
+
     pub fn keyspace(&self) -> &Arc<Keyspace> {
         &self.keyspace
     }

@@ -8,11 +8,10 @@ use kv_core::entry::{EntryId, seal_line, verify_line};
 use kv_core::group::ConfigurationAt;
 use serde::{Deserialize, Serialize};
 
-use super::segment::SparseIndex;
-use super::storage::{Storage, StorageFile, read_up_to, sync, sync_dir};
+use super::storage::{Storage, StorageFile, read_up_to};
 
 pub(crate) const MANIFEST_FILE: &str = "manifest.json";
-pub(crate) const MANIFEST_TEMPORARY: &str = "manifest.json.tmp";
+const MANIFEST_TEMPORARY: &str = "manifest.json.tmp";
 /// The format written, and the newest one read.
 pub const FORMAT_VERSION: u32 = 1;
 /// Far above what a manifest of a million segments needs.
@@ -48,9 +47,6 @@ pub struct SealedFile {
     /// The generation it was written under, when it may still have its staged name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub staged: Option<u64>,
-    /// Places of its lines, from its writer to whoever opens it; not in the manifest.
-    #[serde(skip)]
-    pub(crate) index: SparseIndex,
 }
 
 /// The segment that is appended to.
@@ -169,9 +165,9 @@ impl Manifest {
     pub fn store<S: Storage>(&self, storage: &S) -> io::Result<()> {
         let file = storage.create(MANIFEST_TEMPORARY)?;
         file.write_at(&self.encode(), 0)?;
-        sync(&file)?;
+        file.sync()?;
         storage.rename(MANIFEST_TEMPORARY, MANIFEST_FILE)?;
-        sync_dir(storage, "")
+        storage.sync_dir("")
     }
 
     pub(crate) fn encode(&self) -> Vec<u8> {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-pub use super::new_volume::NewMember;
+use super::import::NewMember;
 
 #[derive(Debug, Clone)]
 pub struct RestoreOptions {

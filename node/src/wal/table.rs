@@ -25,8 +25,6 @@ pub struct FileTable<F> {
     pub meta: Base,
     /// None: uninitialised.
     pub cluster_id: Option<ClusterId>,
-    /// The manifest's: what was made from one lineage is refused in another.
-    pub lineage: u64,
 }
 
 impl<F> FileTable<F> {

@@ -1,0 +1,292 @@
+//! Campaigns and votes. A campaign starts by time (automatic failover, PreVote first) or because this
+//! member was told to lead; only durable promises of a majority make a leader.
+
+use std::collections::BTreeMap;
+
+use super::persist::Then;
+use super::{Replica, Role};
+use crate::contract::{Failover, Note, Now, Refusal, Target, Token};
+use crate::entry::{EntryId, Epoch, LogPosition};
+use crate::group::{MemberId, NodeName};
+use crate::message::{Message, Promise, VoteKind, VoteReply, VoteRequest};
+use crate::quorum::{Tally, tally};
+
+/// How long a directive to lead is pursued before it is answered with a refusal.
+const LEAD_WAIT_MS: u64 = 3000;
+/// Spread of the first try after the leader's process is known to be dead.
+const SOON_MS: u64 = 20;
+/// A campaign without an outcome is tried again after a random part of the time-out between these
+/// fractions, in percent; shorter than the time-out, since silence was established already.
+const RETRY_PERCENT: (u64, u64) = (15, 40);
+/// The longest wait of a member that was told to lead between two tries.
+const WANTED_RETRY_MS_MAX: u64 = 500;
+
+#[derive(Debug)]
+pub(super) struct Candidate {
+    pub(super) kind: VoteKind,
+    /// The epoch campaigned for; for PreVote one above the promise.
+    pub(super) epoch: Epoch,
+    votes: BTreeMap<MemberId, bool>,
+    own_vote: bool,
+    ahead: Option<LogPosition>,
+    ahead_member: Option<MemberId>,
+}
+
+impl Replica {
+    /// Whether the clock may start a campaign here.
+    pub(super) fn may_campaign(&self) -> bool {
+        // The only voter has nobody to wait for or to be told by.
+        let willing = self.tuning.failover == Failover::Automatic || self.lead_wanted || self.is_only_voter();
+        willing && self.is_electable() && !matches!(self.role, Role::Leader(_))
+    }
+
+    fn is_electable(&self) -> bool {
+        self.hard.cluster_id.is_some()
+            && self.is_voter()
+            && self.hard.quarantine.is_none()
+            && !self.removed
+            && self.is_shown()
+    }
+
+    pub(super) fn wants_to_lead_now(&self) -> bool {
+        self.lead_wanted || self.is_only_voter()
+    }
+
+    pub(super) fn schedule_election(&mut self, now: Now) {
+        let timeout = self.tuning.heartbeat_timeout_ms;
+        self.campaign_at_ms = now.mono_ms + self.random.between(timeout, timeout + timeout * 3 / 10);
+    }
+
+    pub(super) fn campaign_soon(&mut self, now: Now) {
+        let soon = now.mono_ms + self.random.between(0, SOON_MS);
+        self.campaign_at_ms = self.campaign_at_ms.min(soon);
+    }
+
+    fn schedule_retry(&mut self, now: Now) {
+        let timeout = self.tuning.heartbeat_timeout_ms;
+        let mut wait = self.random.between(timeout * RETRY_PERCENT.0 / 100, timeout * RETRY_PERCENT.1 / 100).max(10);
+        if self.lead_wanted {
+            wait = wait.min(self.random.between(WANTED_RETRY_MS_MAX / 2, WANTED_RETRY_MS_MAX));
+        }
+        self.campaign_at_ms = now.mono_ms + wait;
+    }
+
+    pub(super) fn campaign_by_time(&mut self, now: Now) {
+        if self.leader_is_alive(now) {
+            return self.schedule_election(now);
+        }
+        self.campaign(now, VoteKind::Pre);
+    }
+
+    fn campaign(&mut self, now: Now, kind: VoteKind) {
+        let epoch = Epoch(self.epoch().0 + 1);
+        self.role = Role::Candidate(Candidate {
+            kind,
+            epoch,
+            votes: BTreeMap::new(),
+            own_vote: false,
+            ahead: None,
+            ahead_member: None,
+        });
+        self.leader = None;
+        self.catch_up_to = None;
+        self.schedule_retry(now);
+        if kind == VoteKind::Pre {
+            self.ask_for_votes();
+            self.on_own_vote(now);
+        } else {
+            self.note(Note::Campaigns { epoch });
+            self.hard.promise = Promise { epoch, candidate: Some(self.me()) };
+            self.persist_state();
+            self.when_durable(Then::OwnVote);
+            self.ask_for_votes();
+        }
+    }
+
+    fn ask_for_votes(&mut self) {
+        let Role::Candidate(candidate) = &self.role else { return };
+        let request = VoteRequest { epoch: candidate.epoch, kind: candidate.kind, last: self.log.last() };
+        for voter in self.other_voters() {
+            let message = Message::VoteRequest(request.clone());
+            if request.kind == VoteKind::Pre {
+                self.send(voter, message);
+            } else {
+                self.when_durable(Then::Send(voter, message)); // the epoch is promised before it is claimed
+            }
+        }
+    }
+
+    /// The own promise is durable (or, for PreVote, needs not be).
+    pub(super) fn on_own_vote(&mut self, now: Now) {
+        let promised = self.hard.promise;
+        let me = self.me();
+        let Role::Candidate(candidate) = &mut self.role else { return };
+        let current =
+            candidate.kind == VoteKind::Pre || (promised == Promise { epoch: candidate.epoch, candidate: Some(me) });
+        if current {
+            candidate.own_vote = true;
+            self.count_votes(now);
+        }
+    }
+
+    pub(super) fn on_vote_request(&mut self, now: Now, from: MemberId, request: VoteRequest) {
+        if request.kind == VoteKind::Pre {
+            let granted = request.epoch > self.epoch() && self.would_vote(now, from, &request);
+            return self.answer_vote(from, &request, granted);
+        }
+        self.saw(from, request.epoch, EntryId::ZERO);
+        if request.epoch < self.epoch() || !self.heeds(now, from, &request) {
+            return self.answer_vote(from, &request, false);
+        }
+        if request.epoch > self.epoch() {
+            self.adopt_epoch(now, request.epoch);
+        }
+        let free = self.hard.promise.candidate.is_none_or(|candidate| candidate == from);
+        let granted = free && self.would_vote(now, from, &request) && self.leader.is_none();
+        if granted {
+            self.hard.promise.candidate = Some(from);
+            self.persist_state();
+            self.schedule_election(now);
+        }
+        self.answer_vote(from, &request, granted);
+    }
+
+    /// A campaign by time-out means nothing to a voter that hears its leader (Raft thesis, 4.2.3).
+    fn heeds(&self, now: Now, from: MemberId, request: &VoteRequest) -> bool {
+        let undisturbed = self.leader_is_alive(now) && self.leader != Some(from);
+        request.kind == VoteKind::Directed || !undisturbed
+    }
+
+    fn would_vote(&self, now: Now, from: MemberId, request: &VoteRequest) -> bool {
+        let fit = self.hard.quarantine.as_ref().is_none_or(|quarantine| quarantine.may_vote);
+        fit && self.is_shown() && request.last >= self.log.last() && self.heeds(now, from, request)
+    }
+
+    fn answer_vote(&mut self, to: MemberId, request: &VoteRequest, granted: bool) {
+        let epoch = if granted { request.epoch } else { self.epoch() };
+        let reply = VoteReply { epoch, kind: request.kind, granted, last: self.log.last() };
+        // Granted or not, the answer tells of an epoch: promise first, then answer.
+        self.when_durable(Then::Send(to, Message::VoteReply(reply)));
+    }
+
+    pub(super) fn on_vote_reply(&mut self, now: Now, from: MemberId, reply: VoteReply) {
+        if !reply.granted && reply.epoch > self.epoch() {
+            return self.on_refused_by_later_epoch(now, from, &reply);
+        }
+        let last = self.log.last();
+        let Role::Candidate(candidate) = &mut self.role else { return };
+        if reply.kind != candidate.kind || (reply.granted && reply.epoch != candidate.epoch) {
+            return;
+        }
+        candidate.votes.insert(from, reply.granted);
+        if !reply.granted && reply.last > last.max(candidate.ahead.unwrap_or_default()) {
+            candidate.ahead = Some(reply.last);
+            candidate.ahead_member = Some(from);
+        }
+        self.count_votes(now);
+    }
+
+    /// The campaign was for an epoch that is over. One that was directed goes on above what was seen.
+    fn on_refused_by_later_epoch(&mut self, now: Now, from: MemberId, reply: &VoteReply) {
+        let directed = matches!(&self.role, Role::Candidate(c) if c.kind == VoteKind::Directed);
+        let behind = reply.last > self.log.last();
+        self.adopt_epoch(now, reply.epoch);
+        self.schedule_retry(now);
+        if behind && let Some(ahead) = self.name_of(from) {
+            self.give_way(ahead);
+        } else if directed && !self.lead_waiting.is_empty() {
+            self.campaign(now, VoteKind::Directed);
+        }
+    }
+
+    fn count_votes(&mut self, now: Now) {
+        let Role::Candidate(candidate) = &self.role else { return };
+        let voters = &self.configuration().voters;
+        let vote_of = |vote: bool| voters.iter().filter(|v| candidate.votes.get(&v.member_id) == Some(&vote)).count();
+        let granted = vote_of(true) + usize::from(candidate.own_vote);
+        match (tally(voters.len(), granted, vote_of(false)), candidate.kind) {
+            (Tally::Won, VoteKind::Pre) => self.campaign(now, VoteKind::Election),
+            (Tally::Won, _) if candidate.own_vote => self.become_leader(now),
+            (Tally::Lost, _) => self.lose_campaign(now),
+            // Who could answer has answered, and somebody is ahead: more waiting wins nothing.
+            (Tally::Open, _) if candidate.ahead.is_some() && self.all_connected_have_voted() => self.lose_campaign(now),
+            _ => {}
+        }
+    }
+
+    fn all_connected_have_voted(&self) -> bool {
+        let Role::Candidate(candidate) = &self.role else { return false };
+        let connected = |id: &MemberId| self.peers.get(id).is_some_and(|peer| peer.connected);
+        self.other_voters().iter().filter(|id| connected(id)).all(|id| candidate.votes.contains_key(id))
+    }
+
+    fn lose_campaign(&mut self, now: Now) {
+        let Role::Candidate(candidate) = &self.role else { return };
+        let ahead = candidate.ahead_member.and_then(|member| self.name_of(member));
+        let epoch = self.epoch();
+        self.become_follower(now, epoch);
+        self.schedule_retry(now);
+        if let Some(ahead) = ahead {
+            self.give_way(ahead);
+        }
+    }
+
+    /// A member that is behind stops trying because it was told to.
+    fn give_way(&mut self, ahead: NodeName) {
+        if self.lead_wanted {
+            self.lead_wanted = false;
+            self.note(Note::Behind { ahead: ahead.clone() });
+        }
+        for (token, _) in std::mem::take(&mut self.lead_waiting) {
+            self.refuse(token, Refusal::Behind { ahead: ahead.clone() });
+        }
+    }
+
+    /// `POST /cluster/lead`: by transfer while a leader lives, else by campaign.
+    pub(super) fn on_lead(&mut self, now: Now, token: Token, target: Option<Target>) {
+        if let Err(refusal) = self.check_target(target.as_ref()) {
+            return self.refuse(token, refusal);
+        }
+        if matches!(self.role, Role::Leader(_)) {
+            let config_id = self.config_id();
+            return self.reply(token, crate::contract::Reply::Done { config_id });
+        }
+        if !self.is_electable() {
+            return self.refuse(token, self.why_not_electable());
+        }
+        self.lead_waiting.push((token, now.mono_ms + LEAD_WAIT_MS));
+        match self.leader {
+            Some(leader) if self.leader_is_alive(now) => {
+                let epoch = self.epoch();
+                self.send(leader, Message::TransferRequest { epoch });
+            }
+            _ => self.campaign(now, VoteKind::Directed),
+        }
+    }
+
+    fn why_not_electable(&self) -> Refusal {
+        let why = match &self.hard.quarantine {
+            _ if self.hard.cluster_id.is_none() => "the node is uninitialised".to_owned(),
+            Some(quarantine) => format!("the node is quarantined: {}", quarantine.reason),
+            None if !self.is_voter() => "the node is not a voter".to_owned(),
+            None if self.removed => "the node was removed from the group".to_owned(),
+            None => "the node has not shown itself to a majority of the voters yet".to_owned(),
+        };
+        Refusal::NotReady(why)
+    }
+
+    pub(super) fn on_timeout_now(&mut self, now: Now, from: MemberId, epoch: Epoch) {
+        if epoch == self.epoch() && self.leader == Some(from) && self.is_electable() {
+            self.campaign(now, VoteKind::Directed);
+        }
+    }
+
+    pub(super) fn expire_lead_directives(&mut self, now: Now) {
+        let (expired, waiting): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.lead_waiting).into_iter().partition(|&(_, until)| now.mono_ms >= until);
+        self.lead_waiting = waiting;
+        for (token, _) in expired {
+            self.refuse(token, Refusal::NotConfirmed);
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! Following: heartbeats and appends of a leader. An append is matched, conflicting entries are cut
+//! (never at or below the own commit id), new ones go to the WAL, and are acknowledged once durable.
+
+use super::persist::Then;
+use super::{Replica, Role};
+use crate::contract::{Note, Now};
+use crate::entry::{Body, Control, Entry, EntryId, Epoch, LogPosition};
+use crate::group::{ConfigurationAt, MemberId};
+use crate::message::{Append, AppendAck, AppendResult, Heartbeat, Message, Round};
+
+#[derive(Debug, Default)]
+pub(super) struct Follower {
+    /// The last id known to match the log of the present leader in the present epoch.
+    pub(super) matched: EntryId,
+    /// An acknowledgement is owed, for the highest round heard.
+    ack_owed: bool,
+    round: Round,
+    /// The last positive answer that was sent.
+    acked: Option<(EntryId, Round)>,
+}
+
+impl Replica {
+    pub(super) fn on_heartbeat(&mut self, now: Now, from: MemberId, heartbeat: Heartbeat) {
+        let epoch = heartbeat.epoch;
+        let lead = heartbeat.lead.clone();
+        if let Role::Leader(leader) = &mut self.role
+            && let Some(progress) = leader.progress.get_mut(&from)
+        {
+            progress.storage_full = heartbeat.storage_full;
+        }
+        self.peer(from).report = Some(heartbeat);
+        if self.hard.cluster_id.is_none() {
+            return;
+        }
+        self.turn_away(from);
+        let Some(lead) = lead else { return self.on_epoch_rumour(now, from, epoch) };
+        if !self.follow(now, from, epoch) {
+            return self.send_epoch_hint(from);
+        }
+        self.learn_committed(lead.committed);
+        if self.may_acknowledge() {
+            self.send(from, Message::HeartbeatAck { epoch, round: lead.round });
+        }
+    }
+
+    /// A leader tells a member of its cluster that it is no part of the group (any more).
+    fn turn_away(&mut self, from: MemberId) {
+        let Role::Leader(leader) = &self.role else { return };
+        let config_id = self.config_id();
+        if config_id <= self.committed && !leader.progress.contains_key(&from) {
+            self.send(from, Message::NotAMember { config_id });
+        }
+    }
+
+    /// A leader hears of a higher epoch from a voter: it can't lead that voter any more.
+    fn on_epoch_rumour(&mut self, now: Now, from: MemberId, epoch: Epoch) {
+        if epoch > self.epoch() && matches!(self.role, Role::Leader(_)) && self.configuration().contains(from) {
+            self.lead_wanted = true; // assigned, and deposed by nobody in particular: stand again
+            self.adopt_epoch(now, epoch);
+            self.campaign_soon(now);
+        }
+    }
+
+    /// Tells an old leader of the epoch that it has to reckon with.
+    fn send_epoch_hint(&mut self, to: MemberId) {
+        let ack = self.ack(Round::default(), AppendResult::Durable(EntryId::ZERO));
+        if self.persist.promise_is_durable() {
+            self.send(to, Message::AppendAck(ack));
+        } else {
+            self.when_durable(Then::Send(to, Message::AppendAck(ack)));
+        }
+    }
+
+    /// Takes `from` as the leader of `epoch`. False: this replica has promised a later epoch.
+    pub(super) fn follow(&mut self, now: Now, from: MemberId, epoch: Epoch) -> bool {
+        if epoch < self.epoch() {
+            return false;
+        }
+        if epoch > self.epoch() {
+            self.adopt_epoch(now, epoch);
+        }
+        assert!(!matches!(self.role, Role::Leader(_)), "two leaders in epoch {epoch}: {} and {from}", self.me());
+        if matches!(self.role, Role::Candidate(_)) || self.leader != Some(from) {
+            self.become_follower(now, epoch);
+            self.leader = Some(from);
+            self.lead_wanted = false;
+            self.note(Note::Follows { leader: from, epoch });
+        }
+        self.removed = false;
+        self.leader_heard.mark(now.mono_ms);
+        self.schedule_election(now);
+        true
+    }
+
+    /// What the leader has committed counts here only as far as the logs are known to match.
+    fn learn_committed(&mut self, leader_committed: EntryId) {
+        self.catch_up_to.get_or_insert(leader_committed);
+        if let Role::Follower(follower) = &self.role {
+            self.committed = self.committed.max(leader_committed.min(follower.matched));
+        }
+    }
+
+    /// A promise that is not durable, or a volume that was not shown to a majority, says nothing.
+    pub(super) fn may_acknowledge(&self) -> bool {
+        self.persist.promise_is_durable() && self.is_shown() && self.hard.quarantine.is_none()
+    }
+
+    pub(super) fn ack(&self, round: Round, result: AppendResult) -> AppendAck {
+        let unfit = self.hard.quarantine.is_some();
+        AppendAck { epoch: self.epoch(), round, result, storage_full: self.storage_full, unfit }
+    }
+
+    pub(super) fn on_append(&mut self, now: Now, from: MemberId, append: Append) {
+        if self.installing {
+            return; // the leader asks again
+        }
+        if self.hard.cluster_id.is_none() {
+            let ack = self.ack(append.round, AppendResult::NeedSnapshot);
+            let ack = AppendAck { epoch: append.epoch, ..ack };
+            return self.send(from, Message::AppendAck(ack));
+        }
+        if !self.follow(now, from, append.epoch) {
+            return self.send_epoch_hint(from);
+        }
+        match self.match_log(&append) {
+            Ok(()) => self.take_entries(append),
+            Err(result) => {
+                let ack = self.ack(append.round, result);
+                self.when_durable(Then::Send(from, Message::AppendAck(ack)));
+            }
+        }
+    }
+
+    fn match_log(&self, append: &Append) -> Result<(), AppendResult> {
+        let prev = append.prev;
+        if prev.id < self.log.horizon().id {
+            // What is compacted is committed, so it matches; the entries above it are looked at below.
+            let reaches = append.entries.last().is_some_and(|entry| entry.id >= self.log.horizon().id);
+            let hint = self.log.horizon();
+            return if reaches { Ok(()) } else { Err(AppendResult::Mismatch { rejected: prev.id, hint }) };
+        }
+        if self.log.matches(prev) {
+            return Ok(());
+        }
+        Err(AppendResult::Mismatch { rejected: prev.id, hint: self.log.hint_below(prev) })
+    }
+
+    fn take_entries(&mut self, append: Append) {
+        let mut matched = append.prev.id.max(self.log.horizon().id);
+        for entry in append.entries {
+            let position = entry.position();
+            if position.id <= self.log.horizon().id || self.log.matches(position) {
+                matched = matched.max(position.id);
+                continue;
+            }
+            if position.id <= self.log.last().id && !self.cut_tail(position.id.prev()) {
+                return;
+            }
+            if position.id != self.log.last().id.next() {
+                break; // a gap inside one append: take what fits
+            }
+            self.append_followed(entry);
+            matched = position.id;
+        }
+        if let Role::Follower(follower) = &mut self.role {
+            follower.matched = follower.matched.max(matched);
+            follower.ack_owed = true;
+            follower.round = follower.round.max(append.round);
+        }
+        self.learn_committed(append.committed);
+    }
+
+    fn append_followed(&mut self, entry: Entry) {
+        self.observe_configuration(&entry);
+        self.log.push(entry);
+    }
+
+    pub(super) fn observe_configuration(&mut self, entry: &Entry) {
+        if let Body::Control(Control::Config(configuration)) = &entry.body {
+            self.configurations.push(ConfigurationAt { id: entry.id, configuration: configuration.clone() });
+            if !self.is_shown() {
+                self.show_to_all(); // a majority of the new voters must know this volume before it acts
+            }
+        }
+    }
+
+    /// Drops a divergent tail. False: it would reach committed entries, which is a broken rule or a
+    /// broken disk, never a state to go on from.
+    fn cut_tail(&mut self, keep: EntryId) -> bool {
+        if keep < self.committed {
+            let committed = self.committed;
+            self.stop(format!("a leader's log contradicts committed entries: cut to {keep} below {committed}"));
+            return false;
+        }
+        self.note(Note::TailCut { keep, last: self.log.last().id });
+        self.persist_cut(keep);
+        self.log.truncate(keep);
+        self.configurations.truncate(keep);
+        if let Role::Follower(follower) = &mut self.role {
+            follower.matched = follower.matched.min(keep);
+        }
+        true
+    }
+
+    /// Acknowledges what is durable and matched, once for a batch of inputs.
+    pub(super) fn settle_follower(&mut self) {
+        let durable = self.persist.durable();
+        let speaks = self.persist.promise_is_durable() && (self.is_shown() || self.hard.quarantine.is_some());
+        let (Role::Follower(follower), Some(leader)) = (&mut self.role, self.leader) else { return };
+        let positive = (durable.min(follower.matched), follower.round);
+        let progressed = follower.acked.is_some_and(|(id, _)| positive.0 > id);
+        if !speaks || !(follower.ack_owed || progressed) {
+            return;
+        }
+        follower.ack_owed = false;
+        follower.acked = Some(positive);
+        let ack = self.ack(positive.1, AppendResult::Durable(positive.0));
+        self.send(leader, Message::AppendAck(ack));
+    }
+
+    pub(super) fn become_follower(&mut self, now: Now, epoch: Epoch) {
+        let old = std::mem::replace(&mut self.role, Role::Follower(Follower::default()));
+        self.catch_up_to = None;
+        match old {
+            Role::Leader(leader) => self.leave_office(now, *leader, epoch),
+            Role::Candidate(_) | Role::Follower(_) => {}
+        }
+        self.schedule_election(now);
+    }
+
+    /// The last position that this replica would show a voter.
+    pub(super) fn last_position(&self) -> LogPosition {
+        self.log.last()
+    }
+}

@@ -1,0 +1,233 @@
+//! Copied and restored volumes. At each start a member shows its incarnation, promise and last
+//! position to enough voters for a majority; before that it neither votes nor acknowledges. A voter
+//! that saw more of it says so, and the member is quarantined until the present leader refilled it.
+
+use super::persist::Then;
+use super::progress::Progress;
+use super::{Replica, Role};
+use crate::contract::{Effect, Failover, Note, Now, Quarantine};
+use crate::entry::{EntryId, Epoch, LogPosition};
+use crate::group::MemberId;
+use crate::message::{Hello, Message, Promise, Seen};
+use crate::quorum;
+use crate::status::Health;
+
+/// Whether the other side is to show itself in return.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Answer {
+    Wanted,
+    Given,
+}
+
+impl Replica {
+    /// Enough voters, with this member a majority, accepted what it showed since its start.
+    pub(super) fn is_shown(&self) -> bool {
+        let voters = self.configuration().voters.len();
+        let accepted = self.other_voters().iter().filter(|id| self.shown_to.contains(id)).count();
+        !self.is_voter() || accepted + 1 >= quorum::majority(voters)
+    }
+
+    pub fn hello(&self) -> Hello {
+        Hello {
+            name: self.hard.name.clone(),
+            member_id: self.me(),
+            cluster_id: self.hard.cluster_id.clone(),
+            incarnation: self.hard.incarnation,
+            start_id: self.me.start_id,
+            promise: self.hard.promise,
+            durable: self.last_position(),
+            feature_level: Self::feature_level_of_this_build(),
+            url: self.me.url.clone(),
+            peer_url: self.me.peer_url.clone(),
+        }
+    }
+
+    pub(super) fn on_connected(&mut self, now: Now, hello: Hello) {
+        let from = hello.member_id;
+        let peer = self.peer(from);
+        peer.heard.mark(now.mono_ms);
+        peer.connected = true;
+        peer.hello = Some(hello.clone());
+        let next = self.log.last().id.next();
+        if let Role::Leader(leader) = &mut self.role
+            && let Some(progress) = leader.progress.get_mut(&from)
+        {
+            // What it acknowledged before may be gone with its volume: it starts from nothing.
+            *progress = Progress::new(next, now.mono_ms);
+        }
+        self.judge(from, &hello);
+        let heartbeat = self.heartbeat();
+        self.send(from, Message::Heartbeat(heartbeat));
+        if self.may_campaign() && self.lead_wanted && !self.leader_is_alive(now) {
+            self.campaign_soon(now);
+        }
+    }
+
+    /// Accepts what a voter shows, durably, or tells it that this is older than what was seen before.
+    fn judge(&mut self, from: MemberId, hello: &Hello) {
+        let same_group = hello.cluster_id.is_some() && hello.cluster_id == self.hard.cluster_id;
+        if !same_group || !self.configuration().contains(from) {
+            return;
+        }
+        let shown = Seen {
+            incarnation: hello.incarnation,
+            start_id: hello.start_id,
+            promise: hello.promise.epoch,
+            durable: hello.durable,
+        };
+        if let Some(seen) = self.hard.seen.get(&from).copied()
+            && let Some(reason) = staleness(&seen, &shown)
+        {
+            return self.send(from, Message::Stale { seen, reason });
+        }
+        let voters = self.configuration().clone();
+        self.hard.seen.retain(|id, _| voters.contains(*id));
+        if self.hard.seen.insert(from, shown) != Some(shown) {
+            self.persist_state();
+        }
+        self.when_durable(Then::Send(from, Message::Accepted { incarnation: hello.incarnation }));
+    }
+
+    /// Remembers, until the next save, what a voter is known to have promised and made durable.
+    pub(super) fn saw(&mut self, from: MemberId, promise: Epoch, durable: EntryId) {
+        let position = self.log.epoch_at(durable).map(|epoch| LogPosition { epoch, id: durable });
+        if let Some(seen) = self.hard.seen.get_mut(&from) {
+            seen.promise = seen.promise.max(promise);
+            seen.durable = seen.durable.max(position.unwrap_or_default());
+        }
+    }
+
+    /// This member has changed around connections that exist already: founded, or refilled.
+    pub(super) fn show_to_all(&mut self) {
+        let connected: Vec<MemberId> = self.peers.iter().filter(|(_, p)| p.connected).map(|(id, _)| *id).collect();
+        for peer in connected {
+            self.show_to(peer, Answer::Wanted);
+        }
+    }
+
+    fn show_to(&mut self, peer: MemberId, answer: Answer) {
+        let message = Message::Show { hello: Box::new(self.hello()), answer: answer == Answer::Wanted };
+        self.when_durable(Then::Send(peer, message));
+    }
+
+    pub(super) fn on_show(&mut self, from: MemberId, hello: Hello, answer: bool) {
+        if hello.member_id != from {
+            return;
+        }
+        self.judge(from, &hello);
+        self.peer(from).hello = Some(hello);
+        if answer && !self.shown_to.contains(&from) {
+            self.show_to(from, Answer::Given);
+        }
+    }
+
+    pub(super) fn on_accepted(&mut self, from: MemberId, incarnation: u64) {
+        if incarnation == self.hard.incarnation {
+            self.shown_to.insert(from);
+        }
+    }
+
+    /// This volume is older than what `from` saw of it. It takes no part until it was refilled; what it
+    /// may have promised in the meantime counts as promised, and its next showing outdoes the last one.
+    pub(super) fn on_stale(&mut self, now: Now, from: MemberId, seen: Seen, reason: &str) {
+        if !self.configuration().contains(from) {
+            return;
+        }
+        let name = self.name_of(from).map_or_else(|| from.to_string(), |name| name.to_string());
+        let reason = format!("a copied or restored volume: {name} {reason}");
+        let epoch = self.epoch().max(seen.promise);
+        self.become_follower(now, epoch);
+        self.leader = None;
+        if seen.promise >= self.epoch() {
+            self.hard.promise = Promise { epoch: seen.promise, candidate: Some(self.me()) };
+        }
+        self.hard.incarnation = self.hard.incarnation.max(seen.incarnation) + 1;
+        self.note(Note::Quarantined { reason: reason.clone() });
+        self.hard.quarantine = Some(Quarantine { reason, until: None, may_vote: false });
+        self.persist_state();
+    }
+
+    pub(super) fn ask_for_refill(&mut self) {
+        let unasked = self.hard.quarantine.as_ref().is_some_and(|quarantine| quarantine.until.is_none());
+        if let Some(leader) = self.leader.filter(|leader| unasked && *leader != self.me()) {
+            let epoch = self.epoch();
+            self.send(leader, Message::RefillRequest { epoch });
+        }
+    }
+
+    pub(super) fn on_refill_answer(&mut self, from: MemberId, epoch: Epoch, until: EntryId) {
+        let current = epoch == self.epoch() && self.leader == Some(from);
+        if let Some(quarantine) = self.hard.quarantine.as_mut().filter(|q| current && q.until.is_none()) {
+            quarantine.until = Some(until);
+            self.persist_state();
+        }
+    }
+
+    /// The member holds, durably and applied, all that the leader had when it was asked.
+    pub(super) fn finish_refill(&mut self) {
+        let applied = self.applied();
+        let until = self.hard.quarantine.as_ref().and_then(|quarantine| quarantine.until);
+        if until.is_some_and(|until| until <= applied) && !self.installing {
+            self.hard.quarantine = None;
+            self.persist_state();
+            self.shown_to.clear();
+            self.show_to_all();
+            self.note(Note::Refilled);
+        }
+    }
+
+    pub(super) fn on_disconnected(&mut self, now: Now, peer: MemberId, refused: bool) {
+        if let Some(known) = self.peers.get_mut(&peer) {
+            known.connected = false;
+        }
+        if let Role::Leader(leader) = &mut self.role
+            && let Some(progress) = leader.progress.get_mut(&peer)
+        {
+            let next = progress.matched.next();
+            if !matches!(progress.pace, super::progress::Pace::Snapshot) {
+                progress.probe(next, now.mono_ms);
+            }
+        }
+        if self.leader != Some(peer) {
+            return;
+        }
+        if refused {
+            // Nobody listens there: the process is dead, and silence needs no time-out.
+            self.forget_leader();
+            if self.tuning.failover == Failover::Automatic || self.lead_wanted {
+                self.campaign_soon(now);
+            }
+        } else {
+            self.push_effect(Effect::Redial { peer });
+        }
+    }
+
+    pub(super) fn note_health(&mut self, now: Now) {
+        let timeout_ms = self.tuning.heartbeat_timeout_ms;
+        let mut notes = Vec::new();
+        for (id, peer) in &mut self.peers {
+            let name = || peer.hello.as_ref().map(|hello| hello.name.clone());
+            match (peer.heard.transition(now.mono_ms, timeout_ms), name()) {
+                (Some(Health::Down), Some(name)) => notes.push((*id, Note::PeerDown(name))),
+                (Some(Health::Healthy), Some(name)) => notes.push((*id, Note::PeerHealthy(name))),
+                _ => {}
+            }
+        }
+        notes.into_iter().for_each(|(_, note)| self.note(note));
+    }
+}
+
+fn staleness(seen: &Seen, shown: &Seen) -> Option<String> {
+    let Seen { incarnation, start_id, promise, durable } = *shown;
+    if incarnation < seen.incarnation {
+        Some(format!("saw incarnation {}, it shows {incarnation}", seen.incarnation))
+    } else if incarnation == seen.incarnation && start_id != seen.start_id {
+        Some(format!("saw another start of incarnation {incarnation}"))
+    } else if promise < seen.promise {
+        Some(format!("saw a promise of epoch {}, it shows {promise}", seen.promise))
+    } else if durable < seen.durable {
+        Some(format!("saw it durable up to id {}, it shows {}", seen.durable.id, durable.id))
+    } else {
+        None
+    }
+}

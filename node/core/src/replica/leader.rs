@@ -1,0 +1,391 @@
+//! Leading: taking office, replicating to each peer at its pace, counting acknowledgements, handing
+//! over. Only entries of the own epoch are committed by counting, and only durable matched ids count.
+
+use std::collections::BTreeMap;
+
+use super::membership::{Change, Learner};
+use super::progress::{Pace, Progress};
+use super::reads::Rounds;
+use super::writes::Writes;
+use super::{Replica, Role};
+use crate::contract::{Effect, Note, Now, Refusal, Reply, Token};
+use crate::entry::{Body, Control, Entry, EntryId, Epoch, LogPosition};
+use crate::group::{FEATURE_LEVEL, FeatureLevel, MemberId};
+use crate::message::{Append, AppendAck, AppendResult, Message, Round};
+use crate::quorum;
+use crate::status::Health;
+
+/// A hand-over that has not succeeded by then is given up, and the leader goes on leading.
+const TRANSFER_MS: u64 = 1000;
+/// Compaction waits for a live voter that is at most this many entries behind.
+const RETENTION_ENTRIES_MAX: u64 = 200_000;
+
+#[derive(Debug)]
+pub(super) struct Leader {
+    /// Nothing is decided before this is applied: the end of what was inherited, epoch start included.
+    pub(super) inherited: EntryId,
+    pub(super) progress: BTreeMap<MemberId, Progress>,
+    pub(super) learners: BTreeMap<MemberId, Learner>,
+    pub(super) rounds: Rounds,
+    pub(super) writes: Writes,
+    pub(super) transfer: Option<Transfer>,
+    pub(super) change: Option<Change>,
+    /// Administrators waiting for a control entry to be applied.
+    pub(super) control_waiting: Vec<(EntryId, Token)>,
+}
+
+#[derive(Debug)]
+pub(super) struct Transfer {
+    target: MemberId,
+    until_ms: u64,
+    told: bool,
+    token: Option<Token>,
+}
+
+impl Leader {
+    pub(super) fn transfer_deadline_ms(&self) -> u64 {
+        self.transfer.as_ref().map_or(u64::MAX, |transfer| transfer.until_ms)
+    }
+}
+
+impl Replica {
+    pub(super) fn become_leader(&mut self, now: Now) {
+        let last = self.log.last();
+        let others = self.other_voters();
+        let progress = others.into_iter().map(|id| (id, Progress::new(last.id.next(), now.mono_ms))).collect();
+        // A majority that votes for last id 0 proves that nothing was ever committed: no epoch start.
+        let inherited = if last.id == EntryId::ZERO { EntryId::ZERO } else { last.id.next() };
+        self.role = Role::Leader(Box::new(Leader {
+            inherited,
+            progress,
+            learners: BTreeMap::new(),
+            rounds: Rounds::default(),
+            writes: Writes::default(),
+            transfer: None,
+            change: None,
+            control_waiting: Vec::new(),
+        }));
+        self.leader = Some(self.me());
+        self.lead_wanted = false;
+        self.catch_up_to = Some(inherited);
+        if inherited > EntryId::ZERO {
+            let leader = self.me();
+            self.append_control(now, Control::Epoch { leader });
+        }
+        self.note(Note::BecameLeader { epoch: self.epoch() });
+        let config_id = self.config_id();
+        for (token, _) in std::mem::take(&mut self.lead_waiting) {
+            self.reply(token, Reply::Done { config_id });
+        }
+        self.heartbeat_at_ms = now.mono_ms + self.tuning.heartbeat_interval_ms;
+        self.send_heartbeats(now);
+    }
+
+    /// Orders a control entry; its id.
+    pub(super) fn append_control(&mut self, now: Now, control: Control) -> EntryId {
+        let ts = self.clock.now_ms(now);
+        self.clock.observe(ts, now);
+        self.append_led(Body::Control(control), Some(ts))
+    }
+
+    pub(super) fn append_led(&mut self, body: Body, ts_ms: Option<u64>) -> EntryId {
+        let entry = Entry::encode(self.log.last().id.next(), self.epoch(), ts_ms, body);
+        let id = entry.id;
+        self.observe_configuration(&entry);
+        self.log.push(entry);
+        id
+    }
+
+    /// Answers everybody who waits, honestly: what was proposed may still take effect.
+    pub(super) fn leave_office(&mut self, now: Now, leader: Leader, by: Epoch) {
+        let Leader { rounds, writes, transfer, control_waiting, change, .. } = leader;
+        let (unknown, unproposed) = writes.into_waiting();
+        self.note(Note::Deposed { by, unknown_outcomes: unknown.len() });
+        let change = change.and_then(|change| change.token);
+        for token in unknown.into_iter().chain(control_waiting.into_iter().map(|(_, t)| t)).chain(change) {
+            self.refuse(token, Refusal::OutcomeUnknown);
+        }
+        for token in unproposed.into_iter().chain(rounds.into_waiting()) {
+            self.refuse(token, Refusal::NotLeader { leader: None });
+        }
+        if let Some(token) = transfer.and_then(|transfer| transfer.token) {
+            let config_id = self.config_id();
+            self.reply(token, Reply::Done { config_id });
+        }
+        self.leader_heard = crate::heartbeat::Heard::default();
+        self.leader_heard.mark(now.mono_ms);
+    }
+
+    pub(super) fn on_append_ack(&mut self, now: Now, from: MemberId, ack: AppendAck) {
+        if ack.epoch > self.epoch() {
+            let voter = self.configuration().contains(from);
+            if voter {
+                self.on_higher_epoch(now, ack.epoch);
+            }
+            return;
+        }
+        let (last, mine) = (self.log.last().id, self.epoch());
+        if let AppendResult::Durable(id) = ack.result {
+            self.saw(from, ack.epoch, id);
+        }
+        let Role::Leader(leader) = &mut self.role else { return };
+        let Some(progress) = leader.progress.get_mut(&from).filter(|_| ack.epoch == mine) else { return };
+        progress.storage_full = ack.storage_full;
+        progress.unfit = ack.unfit;
+        if ack.result != AppendResult::NeedSnapshot {
+            progress.acked_round = progress.acked_round.max(ack.round);
+        }
+        match ack.result {
+            AppendResult::Durable(id) if id <= last => progress.accepted(id, now.mono_ms),
+            AppendResult::Durable(_) => {} // above our log: not an answer to anything we sent
+            AppendResult::Mismatch { rejected, hint } => {
+                // A late refusal of an append that was answered meanwhile changes nothing.
+                if rejected > progress.matched && rejected < progress.next {
+                    progress.probe(hint.id.next().max(EntryId(1)).min(last.next()), now.mono_ms);
+                }
+            }
+            AppendResult::NeedSnapshot => self.start_snapshot(from),
+        }
+    }
+
+    /// A voter has promised a later epoch: this one is over.
+    fn on_higher_epoch(&mut self, now: Now, epoch: Epoch) {
+        let led = matches!(self.role, Role::Leader(_));
+        self.lead_wanted |= led;
+        self.adopt_epoch(now, epoch);
+        if led {
+            self.campaign_soon(now);
+        }
+    }
+
+    pub(super) fn start_snapshot(&mut self, peer: MemberId) {
+        let (floor, epoch) = (self.applied(), self.epoch());
+        let Role::Leader(leader) = &mut self.role else { return };
+        let Some(progress) = leader.progress.get_mut(&peer) else { return };
+        if matches!(progress.pace, Pace::Snapshot | Pace::Waiting { .. }) {
+            return;
+        }
+        progress.snapshot_started(floor);
+        self.effects.push(Effect::SendSnapshot { peer, epoch });
+    }
+
+    pub(super) fn on_snapshot_sent(&mut self, now: Now, peer: MemberId, result: Result<LogPosition, String>) {
+        let Role::Leader(leader) = &mut self.role else { return };
+        let Some(progress) = leader.progress.get_mut(&peer) else { return };
+        if progress.pace != Pace::Snapshot {
+            return;
+        }
+        match result {
+            Ok(position) => progress.probe(position.id.next(), now.mono_ms),
+            Err(_) => progress.snapshot_failed(now.mono_ms),
+        }
+    }
+
+    pub(super) fn on_fetched(&mut self, now: Now, peer: MemberId, from: EntryId, entries: Vec<Entry>) {
+        let Role::Leader(leader) = &mut self.role else { return };
+        let Some(progress) = leader.progress.get_mut(&peer).filter(|p| p.fetching) else { return };
+        progress.fetching = false;
+        if progress.next != from {
+            return;
+        }
+        if entries.is_empty() || from <= self.log.horizon().id {
+            return self.start_snapshot(peer);
+        }
+        // Only what this log still holds as read: the cut of a tail may have come in between.
+        if entries.iter().all(|entry| self.log.matches(entry.position())) {
+            self.send_append(now, peer, entries);
+        }
+    }
+
+    /// Sends each peer what it can take now. Peers that are down get heartbeats alone.
+    fn replicate(&mut self, now: Now) {
+        let Role::Leader(leader) = &self.role else { return };
+        let peers: Vec<MemberId> = leader.progress.keys().copied().collect();
+        for peer in peers {
+            if self.is_reachable(now, peer) {
+                while self.replicate_to(now, peer) {}
+            }
+        }
+    }
+
+    fn is_reachable(&self, now: Now, peer: MemberId) -> bool {
+        let timeout_ms = self.tuning.heartbeat_timeout_ms;
+        self.peers.get(&peer).is_some_and(|p| p.connected && p.heard.health(now.mono_ms, timeout_ms) == Health::Healthy)
+    }
+
+    /// One append, fetch or snapshot to one peer. True: there may be more to send.
+    fn replicate_to(&mut self, now: Now, peer: MemberId) -> bool {
+        let (last, horizon) = (self.log.last().id, self.log.horizon().id);
+        let Role::Leader(leader) = &mut self.role else { return false };
+        let Some(progress) = leader.progress.get_mut(&peer) else { return false };
+        let Some((entries_max, bytes_max)) = progress.room(&self.limits).filter(|_| !progress.fetching) else {
+            return false;
+        };
+        let from = progress.next;
+        if from <= horizon {
+            self.start_snapshot(peer);
+            return false;
+        }
+        let commit_news = progress.told_committed < self.committed && progress.told_committed < progress.next.prev();
+        let idle = progress.pace == Pace::Replicate && !commit_news;
+        if from > last && idle {
+            return false;
+        }
+        match self.log.slice(from, entries_max, bytes_max) {
+            Some(entries) => {
+                let more = !entries.is_empty();
+                self.send_append(now, peer, entries);
+                more
+            }
+            None => {
+                progress.fetching = true;
+                self.effects.push(Effect::Fetch { peer, from, bytes_max });
+                false
+            }
+        }
+    }
+
+    fn send_append(&mut self, now: Now, peer: MemberId, entries: Vec<Entry>) {
+        let committed = self.committed;
+        let epoch = self.epoch();
+        let Role::Leader(leader) = &mut self.role else { return };
+        let Some(progress) = leader.progress.get_mut(&peer) else { return };
+        let prev_id = progress.next.prev();
+        let prev_epoch = self.log.epoch_at(prev_id).expect("what is sent is above the horizon");
+        let bytes = entries.iter().map(|entry| entry.line.len()).sum();
+        progress.sent(entries.last().map_or(prev_id, |entry| entry.id), bytes, committed, now.mono_ms);
+        let prev = LogPosition { epoch: prev_epoch, id: prev_id };
+        let append = Append { epoch, round: leader.rounds.current(), prev, committed, entries };
+        self.send(peer, Message::Append(append));
+    }
+
+    /// Counts acknowledgements, moves commits, hand-overs and rounds on, and sends what follows.
+    pub(super) fn settle_leader(&mut self, now: Now) {
+        self.advance_rounds(now);
+        self.settle_transfer();
+        self.settle_membership(now);
+        self.submit_entries();
+        self.replicate(now);
+    }
+
+    pub(super) fn advance_commit(&mut self) {
+        let (me, durable) = (self.me(), self.persist.durable());
+        let may_count = self.may_acknowledge();
+        let Role::Leader(leader) = &self.role else { return };
+        let counted = |voter: MemberId| match leader.progress.get(&voter) {
+            _ if voter == me => durable,
+            Some(progress) if !progress.unfit => progress.matched,
+            _ => EntryId::ZERO,
+        };
+        let mut ids: Vec<EntryId> = self.configuration().ids().map(counted).collect();
+        let id = quorum::durable_on_majority(&mut ids);
+        // Entries of earlier epochs are committed only beneath one of the own (Raft paper, figure 8).
+        if may_count && id > self.committed && self.log.epoch_at(id) == Some(self.epoch()) {
+            self.committed = id;
+        }
+    }
+
+    pub(super) fn is_ready_to_decide(&self) -> bool {
+        matches!(&self.role, Role::Leader(leader) if self.applied() >= leader.inherited)
+    }
+
+    pub(super) fn tick_leader(&mut self, now: Now) {
+        let Role::Leader(leader) = &mut self.role else { return };
+        for progress in leader.progress.values_mut().filter(|progress| progress.is_stalled(now.mono_ms)) {
+            progress.probe(progress.matched.next(), now.mono_ms);
+        }
+        if leader.transfer.as_ref().is_some_and(|transfer| now.mono_ms >= transfer.until_ms) {
+            self.give_up_transfer(now);
+        }
+        self.raise_feature_level(now);
+    }
+
+    pub(super) fn on_transfer_request(&mut self, now: Now, from: MemberId, epoch: Epoch) {
+        if epoch == self.epoch() && self.configuration().contains(from) {
+            self.begin_transfer(now, from, None);
+        }
+    }
+
+    fn begin_transfer(&mut self, now: Now, target: MemberId, token: Option<Token>) {
+        let Role::Leader(leader) = &mut self.role else { return };
+        if leader.transfer.is_some() {
+            if let Some(token) = token {
+                self.refuse(token, Refusal::Conflict("leadership is being handed over already".to_owned()));
+            }
+            return;
+        }
+        leader.transfer = Some(Transfer { target, until_ms: now.mono_ms + TRANSFER_MS, told: false, token });
+    }
+
+    /// Tells the target to campaign once it is durable up to the last id; new writes are parked.
+    fn settle_transfer(&mut self) {
+        let (last, epoch) = (self.log.last().id, self.epoch());
+        let Role::Leader(leader) = &mut self.role else { return };
+        let Leader { transfer: Some(transfer), progress, .. } = &mut **leader else { return };
+        let caught_up = progress.get(&transfer.target).is_some_and(|p| p.matched >= last && !p.unfit);
+        if caught_up && !transfer.told {
+            transfer.told = true;
+            let target = transfer.target;
+            self.send(target, Message::TimeoutNow { epoch });
+        }
+    }
+
+    fn give_up_transfer(&mut self, now: Now) {
+        let Role::Leader(leader) = &mut self.role else { return };
+        if let Some(token) = leader.transfer.take().and_then(|transfer| transfer.token) {
+            self.refuse(token, Refusal::Conflict("no voter took over leadership in time".to_owned()));
+        }
+        self.unpark(now);
+    }
+
+    /// Shutting down: the most advanced healthy voter takes over.
+    pub(super) fn on_hand_over(&mut self, now: Now, token: Token) {
+        let config_id = self.config_id();
+        let Role::Leader(leader) = &self.role else { return self.reply(token, Reply::Done { config_id }) };
+        let voters = self.other_voters();
+        let fit = |id: &MemberId| self.is_reachable(now, *id) && leader.progress.get(id).is_some_and(|p| !p.unfit);
+        let target = voters.into_iter().filter(fit).max_by_key(|id| leader.progress[id].matched);
+        match target {
+            Some(target) => self.begin_transfer(now, target, Some(token)),
+            None => self.reply(token, Reply::Done { config_id }),
+        }
+    }
+
+    /// When all voters understand more than the group uses, an entry raises the level.
+    fn raise_feature_level(&mut self, now: Now) {
+        if !self.is_ready_to_decide() || self.state.feature_level() >= FEATURE_LEVEL {
+            return;
+        }
+        let level_of = |id: MemberId| self.peers.get(&id)?.hello.as_ref().map(|hello| hello.feature_level);
+        let others = self.other_voters().into_iter().map(|id| level_of(id).unwrap_or_default());
+        let level = others.min().unwrap_or(FEATURE_LEVEL).min(FEATURE_LEVEL);
+        let pending = self.log.last().id > self.applied();
+        if level > self.state.feature_level() && !pending {
+            self.append_control(now, Control::Feature(level));
+        }
+    }
+
+    pub(super) fn compaction_limit(&self, now: Now) -> EntryId {
+        let applied = self.applied();
+        let Role::Leader(leader) = &self.role else { return applied };
+        let oldest = EntryId(applied.0.saturating_sub(RETENTION_ENTRIES_MAX));
+        let needed_by = |(&id, progress): (&MemberId, &Progress)| match progress.floor {
+            Some(floor) => Some(floor),
+            None if self.is_reachable(now, id) && self.configuration().contains(id) => Some(progress.matched),
+            None => None,
+        };
+        let needed = leader.progress.iter().filter_map(needed_by).filter(|&id| id >= oldest).min();
+        needed.map_or(applied, |needed| needed.min(applied))
+    }
+
+    pub(super) fn feature_level_of_this_build() -> FeatureLevel {
+        FEATURE_LEVEL
+    }
+
+    pub(super) fn current_round(&self) -> Option<Round> {
+        match &self.role {
+            Role::Leader(leader) => Some(leader.rounds.current()),
+            _ => None,
+        }
+    }
+}

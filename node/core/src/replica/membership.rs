@@ -1,0 +1,404 @@
+//! Who is in the group: bootstrap, learners, one voter more or less at a time, replacement of a lost
+//! volume, the group's settings, and recovery by hand. A change waits until an entry of the leader's
+//! own epoch is committed (Ongaro's erratum to single-server changes, raft-dev 2015).
+
+use super::persist::Then;
+use super::progress::Progress;
+use super::{Configurations, Replica, Role};
+use crate::contract::{Base, Note, Now, Persist, Refusal, Reply, SettingsChange, Target, Token};
+use crate::entry::{Control, EntryId, Epoch};
+use crate::group::{
+    ClusterId, Configuration, ConfigurationAt, FEATURE_LEVEL, MemberId, MemberInfo, NodeName, Settings, VOTERS_MAX,
+};
+use crate::message::{Message, Promise};
+use crate::quorum;
+
+/// Learners that one leader keeps.
+const LEARNERS_MAX: usize = 16;
+/// A learner may be promoted, and a voter counts as caught up, within this many entries of the commit.
+const CAUGHT_UP_ENTRIES: u64 = 1000;
+
+#[derive(Debug)]
+pub(super) struct Learner {
+    pub(super) info: MemberInfo,
+    /// The voter of the same name whose volume is lost.
+    replaces: Option<MemberId>,
+}
+
+/// The one change of voters under way.
+#[derive(Debug)]
+pub(super) struct Change {
+    kind: ChangeKind,
+    pub(super) token: Option<Token>,
+    proposed: Option<EntryId>,
+}
+
+#[derive(Debug, Clone)]
+enum ChangeKind {
+    Add(MemberInfo),
+    Remove(MemberId),
+}
+
+impl Replica {
+    /// A directive is carried out only where, and on what, it was decided.
+    pub(super) fn check_target(&self, target: Option<&Target>) -> Result<(), Refusal> {
+        let Some(target) = target else { return Ok(()) };
+        let Target { cluster_id, target_member_id, if_config_id } = target;
+        let same = self.hard.cluster_id.as_ref() == Some(cluster_id)
+            && *target_member_id == self.me()
+            && *if_config_id == self.config_id();
+        if same { Ok(()) } else { Err(self.identity_mismatch()) }
+    }
+
+    fn identity_mismatch(&self) -> Refusal {
+        Refusal::IdentityMismatch {
+            cluster_id: self.hard.cluster_id.clone(),
+            member_id: self.me(),
+            config_id: self.config_id(),
+        }
+    }
+
+    pub(super) fn my_info(&self) -> MemberInfo {
+        MemberInfo { name: self.hard.name.clone(), member_id: self.me(), peer_url: self.me.peer_url.clone() }
+    }
+
+    pub(super) fn on_bootstrap(
+        &mut self,
+        token: Token,
+        target: Option<MemberId>,
+        cluster_id: ClusterId,
+        voters: Vec<MemberInfo>,
+        settings: Settings,
+    ) {
+        let configuration = Configuration::new(voters);
+        if target.is_some_and(|target| target != self.me()) {
+            return self.refuse(token, self.identity_mismatch());
+        }
+        if let Err(why) = check_bootstrap(&configuration, self.me()) {
+            return self.refuse(token, Refusal::Invalid(why));
+        }
+        if self.hard.cluster_id.is_some() {
+            let base = &self.configurations.base;
+            let same = self.hard.cluster_id.as_ref() == Some(&cluster_id)
+                && base.id == EntryId::ZERO
+                && base.configuration == configuration;
+            if !same {
+                return self.refuse(token, self.identity_mismatch());
+            }
+            let config_id = self.config_id();
+            return self.when_durable(Then::Reply(token, Reply::Done { config_id }));
+        }
+        self.found(cluster_id, configuration, settings);
+        self.when_durable(Then::Reply(token, Reply::Done { config_id: EntryId::ZERO }));
+    }
+
+    fn found(&mut self, cluster_id: ClusterId, configuration: Configuration, settings: Settings) {
+        self.hard.cluster_id = Some(cluster_id);
+        let at = ConfigurationAt { id: EntryId::ZERO, configuration };
+        let base = Base { configuration: at.clone(), settings, feature_level: FEATURE_LEVEL, ..Base::default() };
+        self.state.found(&base);
+        self.configurations = Configurations { base: at, above: Vec::new() };
+        let state = Box::new(self.hard.clone());
+        self.persist_with_state(Persist::Found { state, base: Box::new(base) });
+        self.when_durable(Then::Founded);
+    }
+
+    pub(super) fn on_founded(&mut self, now: Now) {
+        self.heartbeat_at_ms = now.mono_ms;
+        self.schedule_election(now);
+        self.show_to_all();
+        if self.wants_to_lead_now() {
+            self.campaign_at_ms = now.mono_ms;
+        }
+    }
+
+    pub(super) fn on_add_member(
+        &mut self,
+        now: Now,
+        token: Token,
+        target: Option<Target>,
+        member: MemberInfo,
+        voter: bool,
+    ) {
+        if let Err(refusal) = self.check_leading(target.as_ref()).and_then(|()| self.check_name(now, &member)) {
+            return self.refuse(token, refusal);
+        }
+        let config_id = self.config_id();
+        if self.configuration().contains(member.member_id) {
+            return self.reply(token, Reply::Done { config_id });
+        }
+        if voter {
+            return self.promote(token, member);
+        }
+        match self.add_learner(now, member) {
+            Ok(()) => self.reply(token, Reply::Done { config_id }),
+            Err(refusal) => self.refuse(token, refusal),
+        }
+    }
+
+    fn check_leading(&self, target: Option<&Target>) -> Result<(), Refusal> {
+        match self.role {
+            Role::Leader(_) => self.check_target(target),
+            _ => Err(Refusal::NotLeader { leader: self.leader }),
+        }
+    }
+
+    /// A name belongs to its member while that one leads or was heard within the time-out.
+    fn check_name(&self, now: Now, member: &MemberInfo) -> Result<(), Refusal> {
+        let Role::Leader(leader) = &self.role else { return Ok(()) };
+        let known = self.configuration().voters.iter().chain(leader.learners.values().map(|learner| &learner.info));
+        let mut holders = known.filter(|k| k.name == member.name && k.member_id != member.member_id);
+        match holders.find(|holder| holder.member_id == self.me() || self.was_heard(now, holder.member_id)) {
+            Some(holder) => Err(Refusal::NameTaken { holder: holder.member_id }),
+            None => Ok(()),
+        }
+    }
+
+    fn was_heard(&self, now: Now, member: MemberId) -> bool {
+        let timeout_ms = self.tuning.heartbeat_timeout_ms;
+        self.peers.get(&member).is_some_and(|p| p.heard.ago_ms(now.mono_ms).is_some_and(|ago| ago < timeout_ms))
+    }
+
+    fn add_learner(&mut self, now: Now, member: MemberInfo) -> Result<(), Refusal> {
+        let replaces = self.configuration().voters.iter().find(|v| v.name == member.name).map(|v| v.member_id);
+        let next = self.log.last().id.next();
+        let voters: Vec<MemberId> = self.configuration().ids().collect();
+        let Role::Leader(leader) = &mut self.role else { return Ok(()) };
+        let namesake = leader.learners.values().find(|l| l.info.name == member.name).map(|l| l.info.member_id);
+        if let Some(old) = namesake.filter(|old| *old != member.member_id) {
+            leader.learners.remove(&old);
+            leader.progress.remove(&old);
+        }
+        let id = member.member_id;
+        if leader.learners.len() >= LEARNERS_MAX && !leader.learners.contains_key(&id) {
+            return Err(Refusal::Conflict(format!("the leader keeps at most {LEARNERS_MAX} learners")));
+        }
+        leader.learners.insert(id, Learner { info: member, replaces });
+        leader.progress.entry(id).or_insert_with(|| Progress::new(next, now.mono_ms));
+        debug_assert!(!voters.contains(&id), "a voter is no learner");
+        Ok(())
+    }
+
+    fn promote(&mut self, token: Token, member: MemberInfo) {
+        let too_many = self.configuration().voters.len() >= VOTERS_MAX;
+        let Role::Leader(leader) = &self.role else { return };
+        let known = leader.learners.get(&member.member_id);
+        let refused = match known {
+            None => Some("add it as a learner first".to_owned()),
+            Some(learner) if learner.replaces.is_some() => Some("the leader replaces it by itself".to_owned()),
+            Some(_) if too_many => Some(format!("a group has at most {VOTERS_MAX} voters")),
+            Some(_) if leader.change.is_some() => Some("another change of voters is under way".to_owned()),
+            Some(_) if !self.is_caught_up(member.member_id) => Some("the learner has not caught up yet".to_owned()),
+            Some(_) => None,
+        };
+        match refused {
+            Some(why) => self.refuse(token, Refusal::Conflict(why)),
+            None => self.begin_change(ChangeKind::Add(member), Some(token)),
+        }
+    }
+
+    fn begin_change(&mut self, kind: ChangeKind, token: Option<Token>) {
+        if let Role::Leader(leader) = &mut self.role {
+            leader.change = Some(Change { kind, token, proposed: None });
+        }
+    }
+
+    fn is_caught_up(&self, member: MemberId) -> bool {
+        let Role::Leader(leader) = &self.role else { return false };
+        let enough = EntryId(self.committed.0.saturating_sub(CAUGHT_UP_ENTRIES));
+        member == self.me() || leader.progress.get(&member).is_some_and(|p| p.matched >= enough && !p.unfit)
+    }
+
+    pub(super) fn on_remove_member(&mut self, now: Now, token: Token, target: Option<Target>, member: MemberId) {
+        if let Err(refusal) = self.check_leading(target.as_ref()) {
+            return self.refuse(token, refusal);
+        }
+        let config_id = self.config_id();
+        let Role::Leader(leader) = &mut self.role else { return };
+        if leader.learners.remove(&member).is_some() {
+            leader.progress.remove(&member);
+            return self.reply(token, Reply::Done { config_id });
+        }
+        if !self.configuration().contains(member) {
+            return self.reply(token, Reply::Done { config_id });
+        }
+        match self.why_not_remove(now, member) {
+            Some(why) => self.refuse(token, Refusal::Conflict(why)),
+            None => self.begin_change(ChangeKind::Remove(member), Some(token)),
+        }
+    }
+
+    fn why_not_remove(&self, now: Now, member: MemberId) -> Option<String> {
+        let Role::Leader(leader) = &self.role else { return None };
+        if member == self.me() {
+            return Some("the leader can't be removed: move leadership first".to_owned());
+        }
+        if leader.change.is_some() {
+            return Some("another change of voters is under way".to_owned());
+        }
+        let remaining: Vec<MemberId> = self.configuration().ids().filter(|&id| id != member).collect();
+        let fit = |&&id: &&MemberId| id == self.me() || (self.was_heard(now, id) && self.is_caught_up(id));
+        let caught_up = remaining.iter().filter(fit).count();
+        (!quorum::safe_to_remove(remaining.len(), caught_up))
+            .then(|| "no majority of the remaining voters is reachable and caught up".to_owned())
+    }
+
+    /// Moves the change under way, or starts a replacement that is due.
+    pub(super) fn settle_membership(&mut self, now: Now) {
+        self.propose_change(now);
+        self.finish_change();
+        self.replace_lost(now);
+    }
+
+    fn propose_change(&mut self, now: Now) {
+        let Role::Leader(leader) = &self.role else { return };
+        let Some(Change { kind, proposed: None, .. }) = &leader.change else { return };
+        let kind = kind.clone();
+        if self.log.last().epoch != self.epoch() {
+            let leader = self.me();
+            self.append_control(now, Control::Epoch { leader });
+        }
+        let own_committed = self.log.epoch_at(self.committed) == Some(self.epoch());
+        if !own_committed || self.config_id() > self.committed {
+            return;
+        }
+        let mut voters = self.configuration().voters.clone();
+        match kind {
+            ChangeKind::Add(member) => voters.push(member),
+            ChangeKind::Remove(member) => voters.retain(|v| v.member_id != member),
+        }
+        let id = self.append_control(now, Control::Config(Configuration::new(voters)));
+        if let Role::Leader(leader) = &mut self.role
+            && let Some(change) = &mut leader.change
+        {
+            change.proposed = Some(id);
+        }
+    }
+
+    fn finish_change(&mut self) {
+        let (applied, config_id) = (self.applied(), self.config_id());
+        let Role::Leader(leader) = &mut self.role else { return };
+        if leader.change.as_ref().and_then(|change| change.proposed).is_none_or(|id| id > applied) {
+            return;
+        }
+        let Change { kind, token, .. } = leader.change.take().expect("just seen");
+        match kind {
+            ChangeKind::Add(member) => drop(leader.learners.remove(&member.member_id)),
+            ChangeKind::Remove(member) => {
+                leader.progress.remove(&member);
+                self.send(member, Message::NotAMember { config_id });
+            }
+        }
+        if let Some(token) = token {
+            self.reply(token, Reply::Done { config_id });
+        }
+    }
+
+    /// A lost volume: the new member has caught up, so the old one goes, then the new one votes.
+    fn replace_lost(&mut self, now: Now) {
+        let Role::Leader(leader) = &self.role else { return };
+        if leader.change.is_some() || leader.learners.values().all(|l| l.replaces.is_none()) {
+            return;
+        }
+        let due = leader.learners.values().find_map(|l| l.replaces.map(|old| (l.info.clone(), old)));
+        let Some((new, old)) = due.filter(|(new, _)| self.is_caught_up(new.member_id)) else { return };
+        if !self.configuration().contains(old) {
+            self.note(Note::MemberReplaced { old, new: new.member_id });
+            self.begin_change(ChangeKind::Add(new), None);
+        } else if !self.was_heard(now, old) && self.why_not_remove(now, old).is_none() {
+            self.begin_change(ChangeKind::Remove(old), None);
+        }
+    }
+
+    pub(super) fn on_change_settings(
+        &mut self,
+        now: Now,
+        token: Token,
+        target: Option<Target>,
+        change: SettingsChange,
+    ) {
+        if let Err(refusal) = self.check_leading(target.as_ref()) {
+            return self.refuse(token, refusal);
+        }
+        if !self.is_ready_to_decide() {
+            return self.refuse(token, Refusal::NotReady("the leader still applies what it inherited".to_owned()));
+        }
+        let SettingsChange { history_limit, dedup_expiry_seconds, dedup_limit } = change;
+        let current = self.state.settings();
+        let settings = Settings {
+            history_limit: history_limit.unwrap_or(current.history_limit),
+            dedup_expiry_seconds: dedup_expiry_seconds.unwrap_or(current.dedup_expiry_seconds),
+            dedup_limit: dedup_limit.unwrap_or(current.dedup_limit),
+        };
+        if let Err(why) = settings.check() {
+            return self.refuse(token, Refusal::Invalid(why));
+        }
+        let id = self.append_control(now, Control::Settings(settings));
+        if let Role::Leader(leader) = &mut self.role {
+            leader.control_waiting.push((id, token));
+        }
+    }
+
+    /// Majority lost for good: this survivor goes on alone, as another cluster.
+    pub(super) fn on_recover(
+        &mut self,
+        now: Now,
+        token: Token,
+        target: Option<Target>,
+        accept_at: Epoch,
+        cluster_id: ClusterId,
+    ) {
+        if let Err(refusal) = self.check_target(target.as_ref()) {
+            return self.refuse(token, refusal);
+        }
+        if self.hard.cluster_id.is_none() || accept_at != self.epoch() {
+            return self.refuse(token, self.identity_mismatch());
+        }
+        if self.leader_is_alive(now) && !self.lease_has_lapsed(now) {
+            return self.refuse(token, Refusal::Conflict("a leader lives: nothing is lost for good".to_owned()));
+        }
+        let epoch = Epoch(self.epoch().0 + 1);
+        self.become_follower(now, epoch);
+        self.hard.cluster_id = Some(cluster_id);
+        self.hard.promise = Promise { epoch, candidate: Some(self.me()) };
+        self.hard.seen.clear();
+        self.hard.quarantine = None;
+        self.leader = None;
+        self.submit_entries();
+        let at = ConfigurationAt { id: self.log.last().id, configuration: Configuration::new(vec![self.my_info()]) };
+        self.configurations = Configurations { base: at.clone(), above: Vec::new() };
+        let state = Box::new(self.hard.clone());
+        self.persist_with_state(Persist::Recover { state, configuration: at });
+        self.when_durable(Then::Founded);
+        let config_id = self.config_id();
+        self.when_durable(Then::Reply(token, Reply::Done { config_id }));
+    }
+
+    pub(super) fn on_not_a_member(&mut self, now: Now, from: MemberId, config_id: EntryId) {
+        let newer = config_id >= self.config_id();
+        if newer && (self.leader == Some(from) || !self.leader_is_alive(now)) {
+            self.removed = true;
+            self.forget_leader();
+        }
+    }
+
+    pub(super) fn name_of(&self, member: MemberId) -> Option<NodeName> {
+        let voter = self.configuration().voters.iter().find(|v| v.member_id == member).map(|v| v.name.clone());
+        voter.or_else(|| self.peers.get(&member)?.hello.as_ref().map(|hello| hello.name.clone()))
+    }
+}
+
+fn check_bootstrap(configuration: &Configuration, me: MemberId) -> Result<(), String> {
+    let voters = &configuration.voters;
+    if voters.is_empty() || voters.len() > VOTERS_MAX {
+        return Err(format!("voters: a group has 1 to {VOTERS_MAX}"));
+    }
+    if voters.windows(2).any(|pair| pair[0].name == pair[1].name) {
+        return Err("voters: a name stands twice".to_owned());
+    }
+    let twice = |v: &MemberInfo| voters.iter().filter(|w| w.member_id == v.member_id).count() > 1;
+    if voters.iter().any(twice) {
+        return Err("voters: a member id stands twice".to_owned());
+    }
+    if configuration.contains(me) { Ok(()) } else { Err(format!("voters: this node's member id {me} is missing")) }
+}
