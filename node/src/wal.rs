@@ -1,8 +1,10 @@
 //! The write-ahead log.
 
 pub mod committer;
+mod hint;
 pub mod import;
 pub mod manifest;
+pub mod new_volume;
 pub mod reader;
 pub mod recovery;
 pub mod restore;
@@ -107,6 +109,8 @@ pub struct CompactedBase {
     /// The state that the files were chosen by was applied up to here: `committed` is raised to it.
     pub applied: EntryId,
     pub generation: u64,
+    /// Of the [`FileTable`] that it was made from.
+    pub lineage: u64,
     pub outcome: CompactionOutcome,
 }
 

@@ -11,7 +11,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::handshake::{Arbiter, Credentials, Proven, Refusal, RefusalKind, refuse_proven};
+use super::handshake::{Credentials, Proven, Refusal, RefusalKind, refuse_proven};
 use super::outbox::{Full, Outbox};
 use super::{Counters, TransportEvent};
 
@@ -119,11 +119,9 @@ impl Shared {
         }
     }
 
-    /// Refuses a connection in the background; one that the other side has opened just ends.
+    /// Refuses a connection in the background.
     fn refuse(&self, proven: Proven, kind: RefusalKind, reason: &str) {
-        if let Arbiter::Here { .. } = proven.arbiter {
-            self.tasks.spawn(refuse_proven(proven.stream, Refusal::new(kind, reason)));
-        }
+        self.tasks.spawn(refuse_proven(proven.stream, Refusal::new(kind, reason)));
     }
 
     pub(crate) fn send(&self, to: MemberId, message: Message) {

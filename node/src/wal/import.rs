@@ -8,21 +8,22 @@ mod python;
 mod replay;
 mod source;
 
-use std::fmt;
 use std::path::{Path, PathBuf};
+use std::{fmt, io};
 
-use kv_core::entry::EntryId;
-use kv_core::group::{NodeName, Settings};
+use kv_core::command::Precondition;
+use kv_core::contract::Base;
+use kv_core::entry::{Body, Entry, EntryId, Epoch, LogPosition};
+use kv_core::group::{FEATURE_LEVEL, Settings};
 
+use super::manifest::{FileKind, MANIFEST_FILE, Manifest, SealedFile};
+use super::new_volume::{FIRST_GENERATION, NewGroup, NewVolumeError, found, require_empty};
+use super::segment::SegmentWriter;
+use super::storage::{FileStorage, Storage};
+
+pub use super::new_volume::NewMember;
 pub use line::BadLine;
-use replay::{Keys, Lines};
-
-/// What an offline command makes a new volume's only voter of.
-#[derive(Debug, Clone)]
-pub struct NewMember {
-    pub name: NodeName,
-    pub peer_url: String,
-}
+use replay::{Keys, Lines, Version};
 
 /// What becomes of a line that cannot be imported: damaged, or beyond what this store can hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,8 +72,10 @@ pub enum ImportError {
     Read { path: PathBuf, error: std::io::Error },
     #[error("{} has neither wal.log nor wal.log.segment.N", .0.display())]
     NothingToImport(PathBuf),
-    #[error("writing the data directory is not yet built")]
-    NotYet,
+    #[error("{} belongs to kvcluster already; import reads directories of the Python original", .0.display())]
+    NotTheOriginals(PathBuf),
+    #[error(transparent)]
+    Target(#[from] NewVolumeError),
     #[error("{0}; nothing was written (--skip-corrupt leaves such lines out)")]
     BadLine(SkippedLine),
 }
@@ -86,6 +89,9 @@ impl fmt::Display for SkippedLine {
 
 /// Reads and replays all of the source.
 fn collect(source: &Path, on_damage: OnDamage, report: &mut ImportReport) -> Result<(Keys, EntryId), ImportError> {
+    if source.join(MANIFEST_FILE).exists() {
+        return Err(ImportError::NotTheOriginals(source.to_owned()));
+    }
     let mut lines = Lines::default();
     for path in source::log_files(source)? {
         source::read_file(&path, on_damage, &mut lines, report)?;
@@ -97,10 +103,79 @@ fn collect(source: &Path, on_damage: OnDamage, report: &mut ImportReport) -> Res
 
 /// Blocks until the new data directory is durable.
 pub fn run(options: &ImportOptions) -> Result<ImportReport, ImportError> {
+    require_empty(&options.data_dir)?;
     let mut report = ImportReport::default();
-    let (_keys, last_id) = collect(&options.source, options.on_damage, &mut report)?;
+    let (keys, last_id) = collect(&options.source, options.on_damage, &mut report)?;
+    let group = NewGroup::mint(&options.member)?;
+    let storage = FileStorage::open(&options.data_dir).map_err(NewVolumeError::Storage)?;
+    write_volume(&storage, keys, last_id, &group, options.settings, &mut report)
+        .map_err(|error| NewVolumeError::Write { dir: options.data_dir.clone(), error })?;
+    Ok(report)
+}
+
+/// The epoch that imported entries get; the group's own begin above it.
+const IMPORT_EPOCH: Epoch = Epoch(1);
+
+/// Writes the state as the base of an empty log whose horizon is the source's last id.
+fn write_volume<S: Storage>(
+    storage: &S,
+    keys: Keys,
+    last_id: EntryId,
+    group: &NewGroup,
+    settings: Settings,
+    report: &mut ImportReport,
+) -> io::Result<()> {
+    let (history, live) = base_lines(keys, settings.history_limit);
+    let epoch = if last_id == EntryId::ZERO { Epoch(0) } else { IMPORT_EPOCH };
+    let base = Base {
+        horizon: LogPosition { epoch, id: last_id },
+        configuration: group.configuration(),
+        settings,
+        feature_level: FEATURE_LEVEL,
+        refused: Vec::new(),
+    };
+    let mut manifest = Manifest::new(group.hard_state(epoch, last_id), base);
+    for (kind, entries) in [(FileKind::History, &history), (FileKind::Live, &live)] {
+        manifest.files.extend(write_base_file(storage, kind, entries)?);
+    }
+    found(storage, manifest)?;
+    report.keys = live.len() as u64;
+    report.earlier_versions = history.len() as u64;
     report.last_id = last_id.0;
-    Err(ImportError::NotYet)
+    report.cluster_id = group.cluster_id.to_string();
+    report.member_id = group.member.member_id.to_string();
+    Ok(())
+}
+
+/// Superseded versions within the limit, and current values, each as lines in id order.
+fn base_lines(keys: Keys, history_limit: u32) -> (Vec<Entry>, Vec<Entry>) {
+    let history_limit = usize::try_from(history_limit).unwrap_or(usize::MAX);
+    let (mut history, mut live) = (Vec::new(), Vec::new());
+    for (key, versions) in keys {
+        let current = versions.len() - 1;
+        let oldest = current.saturating_sub(history_limit);
+        for (index, version) in versions.into_iter().enumerate().skip(oldest) {
+            let Version { id, version, value } = version;
+            let (key, precondition) = (key.clone(), Precondition::default());
+            let body = Body::Set { key, value, version, precondition, request: None };
+            let lines = if index == current { &mut live } else { &mut history };
+            lines.push(Entry::encode(id, IMPORT_EPOCH, None, body));
+        }
+    }
+    history.sort_by_key(|entry| entry.id);
+    live.sort_by_key(|entry| entry.id);
+    (history, live)
+}
+
+fn write_base_file<S: Storage>(storage: &S, kind: FileKind, entries: &[Entry]) -> io::Result<Option<SealedFile>> {
+    if entries.is_empty() {
+        return Ok(None);
+    }
+    let mut file = SegmentWriter::create(storage, kind, 1, FIRST_GENERATION)?;
+    for entry in entries {
+        file.push(entry.id, &entry.line)?;
+    }
+    file.finish().map(Some)
 }
 
 impl fmt::Display for ImportReport {

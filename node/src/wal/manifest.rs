@@ -8,10 +8,11 @@ use kv_core::entry::{EntryId, seal_line, verify_line};
 use kv_core::group::ConfigurationAt;
 use serde::{Deserialize, Serialize};
 
-use super::storage::{Storage, StorageFile, read_up_to};
+use super::segment::SparseIndex;
+use super::storage::{Storage, StorageFile, read_up_to, sync, sync_dir};
 
 pub(crate) const MANIFEST_FILE: &str = "manifest.json";
-const MANIFEST_TEMPORARY: &str = "manifest.json.tmp";
+pub(crate) const MANIFEST_TEMPORARY: &str = "manifest.json.tmp";
 /// The format written, and the newest one read.
 pub const FORMAT_VERSION: u32 = 1;
 /// Far above what a manifest of a million segments needs.
@@ -47,6 +48,9 @@ pub struct SealedFile {
     /// The generation it was written under, when it may still have its staged name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub staged: Option<u64>,
+    /// Places of its lines, from its writer to whoever opens it; not in the manifest.
+    #[serde(skip)]
+    pub(crate) index: SparseIndex,
 }
 
 /// The segment that is appended to.
@@ -165,9 +169,9 @@ impl Manifest {
     pub fn store<S: Storage>(&self, storage: &S) -> io::Result<()> {
         let file = storage.create(MANIFEST_TEMPORARY)?;
         file.write_at(&self.encode(), 0)?;
-        file.sync()?;
+        sync(&file)?;
         storage.rename(MANIFEST_TEMPORARY, MANIFEST_FILE)?;
-        storage.sync_dir("")
+        sync_dir(storage, "")
     }
 
     pub(crate) fn encode(&self) -> Vec<u8> {

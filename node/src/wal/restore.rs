@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::import::NewMember;
+pub use super::new_volume::NewMember;
 
 #[derive(Debug, Clone)]
 pub struct RestoreOptions {

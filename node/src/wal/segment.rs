@@ -8,12 +8,15 @@ use bytes::Bytes;
 use kv_core::entry::EntryId;
 
 use super::manifest::{FileKind, SealedFile, file_name, staged_name};
-use super::storage::{Storage, StorageFile, read_up_to};
+use super::storage::{Storage, StorageFile, read_up_to, sync};
 
 /// Distance of the places that an index knows, in bytes: a lookup reads about this much.
 pub(crate) const INDEX_STRIDE_BYTES: u64 = 4096;
-/// Bytes gathered before a writer writes.
-const WRITE_BUFFER_BYTES: usize = 1 << 20;
+/// Bytes gathered before a writer of sealed files writes.
+const WRITE_BUFFER_BYTES: usize = 256 << 10;
+/// Unsynced bytes of a file that is to be sealed: a few milliseconds of a slow disk, so that the log's
+/// own sync never waits long behind it.
+const SYNC_SLICE_BYTES: u64 = 2 << 20;
 /// Bytes read at once when a file is gone through.
 const SCAN_BLOCK_BYTES: usize = 256 << 10;
 
@@ -25,7 +28,7 @@ pub(crate) struct Mark {
 }
 
 /// Places of lines, about [`INDEX_STRIDE_BYTES`] apart, ids rising.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct SparseIndex(Vec<Mark>);
 
 impl SparseIndex {
@@ -33,6 +36,17 @@ impl SparseIndex {
         if self.0.last().is_none_or(|mark| offset >= mark.offset + INDEX_STRIDE_BYTES && id > mark.id) {
             self.0.push(Mark { id, offset });
         }
+    }
+
+    pub(crate) fn extend(&mut self, marks: &[Mark]) {
+        for mark in marks {
+            self.note(mark.id, mark.offset);
+        }
+    }
+
+    /// Forgets the places at or behind `offset`.
+    pub(crate) fn cut(&mut self, offset: u64) {
+        self.0.truncate(self.0.partition_point(|mark| mark.offset < offset));
     }
 
     /// Where to start looking for `id`.
@@ -86,7 +100,12 @@ impl<F: StorageFile> LogFile<F> {
 
     /// Goes through the durable lines from `offset` (the start of a line) on.
     pub fn lines(self: &Arc<Self>, offset: u64) -> Lines<F> {
-        Lines { file: Arc::clone(self), offset, end: self.bytes(), block: Bytes::new() }
+        self.lines_by(offset, SCAN_BLOCK_BYTES)
+    }
+
+    /// As [`Self::lines`], reading `block_bytes` at once.
+    pub(crate) fn lines_by(self: &Arc<Self>, offset: u64, block_bytes: usize) -> Lines<F> {
+        Lines { file: Arc::clone(self), offset, end: self.bytes().max(offset), block: Bytes::new(), block_bytes }
     }
 
     pub(crate) fn extent(&self) -> RwLockReadGuard<'_, Extent> {
@@ -107,13 +126,14 @@ pub struct Lines<F> {
     end: u64,
     /// Read and not yet given, from `offset` on.
     block: Bytes,
+    block_bytes: usize,
 }
 
 impl<F: StorageFile> Iterator for Lines<F> {
     type Item = io::Result<(u64, Bytes)>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let mut want = SCAN_BLOCK_BYTES;
+        let mut want = self.block_bytes;
         loop {
             if let Some(len) = memchr::memchr(b'\n', &self.block) {
                 let line = self.block.split_to(len + 1).slice(..len);
@@ -158,6 +178,7 @@ pub struct SegmentWriter<F> {
     sealed: SealedFile,
     crc: crc32fast::Hasher,
     buffer: Vec<u8>,
+    synced_bytes: u64,
 }
 
 impl<F: StorageFile> SegmentWriter<F> {
@@ -173,8 +194,10 @@ impl<F: StorageFile> SegmentWriter<F> {
             first: EntryId::ZERO,
             last: EntryId::ZERO,
             staged: Some(generation),
+            index: SparseIndex::default(),
         };
-        Ok(Self { file, sealed, crc: crc32fast::Hasher::new(), buffer: Vec::with_capacity(WRITE_BUFFER_BYTES) })
+        let buffer = Vec::with_capacity(WRITE_BUFFER_BYTES);
+        Ok(Self { file, sealed, crc: crc32fast::Hasher::new(), buffer, synced_bytes: 0 })
     }
 
     /// `line` without its newline, verified by the caller; `id` not below the last one.
@@ -183,6 +206,7 @@ impl<F: StorageFile> SegmentWriter<F> {
         if self.sealed.lines == 0 {
             self.sealed.first = id;
         }
+        self.sealed.index.note(id, self.bytes());
         self.sealed.last = id;
         self.sealed.lines += 1;
         self.buffer.extend_from_slice(line);
@@ -202,7 +226,7 @@ impl<F: StorageFile> SegmentWriter<F> {
     /// Makes the contents durable. The name is durable after the data directory's sync.
     pub fn finish(mut self) -> io::Result<SealedFile> {
         self.write_out()?;
-        self.file.sync()?;
+        sync(&self.file)?;
         self.sealed.crc = self.crc.finalize();
         Ok(self.sealed)
     }
@@ -212,6 +236,10 @@ impl<F: StorageFile> SegmentWriter<F> {
         self.crc.update(&self.buffer);
         self.sealed.bytes += self.buffer.len() as u64;
         self.buffer.clear();
+        if self.sealed.bytes - self.synced_bytes >= SYNC_SLICE_BYTES {
+            self.file.sync()?;
+            self.synced_bytes = self.sealed.bytes;
+        }
         Ok(())
     }
 }

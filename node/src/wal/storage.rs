@@ -67,6 +67,16 @@ pub(crate) fn read_up_to<F: StorageFile>(file: &F, offset: u64, len: usize) -> i
     Ok(buf)
 }
 
+/// A failed sync is never "full", whatever its error: what reached the disk is not known then.
+pub(crate) fn sync<F: StorageFile>(file: &F) -> io::Result<()> {
+    file.sync().map_err(|e| io::Error::other(format!("fsync: {e}")))
+}
+
+/// As [`sync`], for a directory.
+pub(crate) fn sync_dir<S: Storage>(storage: &S, dir: &str) -> io::Result<()> {
+    storage.sync_dir(dir).map_err(|e| io::Error::other(format!("fsync of the directory: {e}")))
+}
+
 /// Whether the disk, or this user's share of it, has no room.
 pub(crate) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)

@@ -25,6 +25,8 @@ pub struct FileTable<F> {
     pub meta: Base,
     /// None: uninitialised.
     pub cluster_id: Option<ClusterId>,
+    /// The manifest's: what was made from one lineage is refused in another.
+    pub lineage: u64,
 }
 
 impl<F> FileTable<F> {

@@ -46,3 +46,146 @@ fn the_sample_of_the_original_gives_exactly_its_state() {
         }
     }
 }
+
+/// A source directory with these files, and options that import it.
+struct Source {
+    dir: tempfile::TempDir,
+    options: ImportOptions,
+}
+
+fn source(files: &[(&str, &str)]) -> Source {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let from = dir.path().join("from");
+    std::fs::create_dir(&from).expect("new directory");
+    for (name, text) in files {
+        std::fs::write(from.join(name), text).expect("written");
+    }
+    let member = NewMember {
+        name: kv_core::group::NodeName::new("leader").expect("name"),
+        peer_url: "http://127.0.0.1:9000".into(),
+    };
+    let options = ImportOptions {
+        source: from,
+        data_dir: dir.path().join("to"),
+        member,
+        settings: Settings::default(),
+        on_damage: OnDamage::Stop,
+    };
+    Source { dir, options }
+}
+
+/// Lines of a file of the new volume; none when it does not exist.
+fn lines(options: &ImportOptions, name: &str) -> Vec<String> {
+    let text = std::fs::read_to_string(options.data_dir.join(name)).unwrap_or_default();
+    text.lines().map(|line| line.split(",\"crc\"").next().expect("split yields one").to_owned()).collect()
+}
+
+const TWO_SETS_AND_A_DELETE: &str = r#"{"id": 1, "operation": "SET", "key": "a", "value": { "x" : "\u00e9" }}
+{"id": 2, "operation": "SET", "key": "b", "value": 1}
+{"id": 3, "operation": "SET", "key": "a", "value": 12345678901234567890123}
+{"id": 5, "operation": "DELETE", "key": "b", "value": null}
+"#;
+
+#[test]
+fn a_single_log_without_crc_or_version_becomes_a_volume() {
+    let source = source(&[("wal.log", TWO_SETS_AND_A_DELETE)]);
+    let report = run(&source.options).expect("imported");
+    assert_eq!((report.lines_without_crc, report.keys, report.earlier_versions, report.last_id), (4, 1, 1, 5));
+    assert_eq!(
+        lines(&source.options, "wal.log.history.1"),
+        [r#"{"id":1,"epoch":1,"operation":"SET","key":"a","value":{"x":"\u00e9"},"version":1"#]
+    );
+    assert_eq!(
+        lines(&source.options, "wal.log.segment.1"),
+        [r#"{"id":3,"epoch":1,"operation":"SET","key":"a","value":12345678901234567890123,"version":2"#]
+    );
+    assert_eq!(lines(&source.options, "wal.log.segment.2"), [""; 0]);
+    let storage = FileStorage::open_read_only(&source.options.data_dir).expect("readable");
+    let manifest = Manifest::load(&storage).expect("readable").expect("there");
+    assert_eq!(manifest.base.horizon, LogPosition { epoch: Epoch(1), id: EntryId(5) });
+    assert_eq!(manifest.active.first, EntryId(6));
+    let voters = &manifest.configuration.configuration.voters;
+    assert_eq!(voters.iter().map(|v| v.member_id).collect::<Vec<_>>(), [manifest.hard.member_id]);
+    assert_eq!(manifest.hard.cluster_id.map(|id| id.to_string()), Some(report.cluster_id));
+}
+
+#[test]
+fn lines_with_crc_and_without_version_are_counted() {
+    let text = r#"{"id": 14, "operation": "SET", "key": "key6", "value": "myvalue", "crc": 1508983172}"#;
+    let source = source(&[("wal.log.segment.1", text)]);
+    assert_eq!(run(&source.options).expect("imported").lines_verified, 1);
+    assert_eq!(
+        lines(&source.options, "wal.log.segment.1"),
+        [r#"{"id":14,"epoch":1,"operation":"SET","key":"key6","value":"myvalue","version":1"#]
+    );
+}
+
+#[test]
+fn segments_are_read_by_number_and_other_files_are_not() {
+    let line = |id: u32| format!("{{\"id\": {id}, \"operation\": \"SET\", \"key\": \"a\", \"value\": {id}}}\n");
+    let names = ["wal.log.segment.10", "wal.log.segment.9", "wal.log", "wal.log.segment.9.tmp"];
+    let texts = [line(3), line(2), line(1), "garbage".to_owned()];
+    let files: Vec<(&str, &str)> = names.into_iter().zip(texts.iter().map(String::as_str)).collect();
+    let source = source(&files);
+    assert_eq!(run(&source.options).expect("imported").files, 3);
+    assert_eq!(
+        lines(&source.options, "wal.log.segment.1"),
+        [r#"{"id":3,"epoch":1,"operation":"SET","key":"a","value":3,"version":3"#]
+    );
+}
+
+#[test]
+fn a_damaged_line_is_named_and_nothing_is_written() {
+    let good = std::fs::read_to_string(fixture("python-wal/wal.log.segment.2")).expect("fixture");
+    let damaged = good.replacen("\"value\": ", "\"value\":  1", 1);
+    let torn = "{\"id\": 400, \"operation\": \"SE";
+    let mut source = source(&[("wal.log.segment.1", &good), ("wal.log.segment.2", &damaged), ("wal.log", torn)]);
+    let error = run(&source.options).expect_err("torn line").to_string();
+    assert!(error.contains("wal.log:1: not JSON"), "{error}");
+    std::fs::remove_file(source.options.source.join("wal.log")).expect("removed");
+    let error = run(&source.options).expect_err("damaged line").to_string();
+    assert!(error.contains("wal.log.segment.2:1: "), "{error}");
+    assert!(!source.options.data_dir.exists(), "the target was touched");
+
+    source.options.on_damage = OnDamage::Skip;
+    let report = run(&source.options).expect("the rest is intact");
+    let [skipped] = &report.skipped[..] else { panic!("{report}") };
+    assert_eq!(skipped.line, 1);
+    assert!(report.to_string().contains("wal.log.segment.2:1: "), "{report}");
+}
+
+#[test]
+fn the_history_limit_holds_for_what_is_imported() {
+    let mut source = source(&[("wal.log", TWO_SETS_AND_A_DELETE)]);
+    source.options.settings.history_limit = 0;
+    assert_eq!(run(&source.options).expect("imported").earlier_versions, 0);
+    assert_eq!(lines(&source.options, "wal.log.history.1"), [""; 0]);
+}
+
+#[test]
+fn neither_a_full_target_nor_a_wrong_source_is_taken() {
+    let source = source(&[("wal.log", TWO_SETS_AND_A_DELETE)]);
+    run(&source.options).expect("imported");
+    let again = run(&source.options).expect_err("not empty").to_string();
+    assert!(again.contains("is not empty"), "{again}");
+    let ours = ImportOptions {
+        source: source.options.data_dir.clone(),
+        data_dir: source.dir.path().join("new"),
+        ..source.options.clone()
+    };
+    assert!(matches!(run(&ours), Err(ImportError::NotTheOriginals(_))));
+    let empty = ImportOptions { source: source.dir.path().to_owned(), ..ours };
+    assert!(matches!(run(&empty), Err(ImportError::NothingToImport(_))));
+}
+
+#[test]
+fn the_source_is_left_as_it_was() {
+    let good = std::fs::read(fixture("python-wal/wal.log.segment.1")).expect("fixture");
+    let source = source(&[("wal.log.segment.1", std::str::from_utf8(&good).expect("ASCII"))]);
+    let path = source.options.source.join("wal.log.segment.1");
+    let before = std::fs::metadata(&path).and_then(|m| m.modified()).expect("metadata");
+    run(&source.options).expect("imported");
+    assert_eq!(std::fs::read(&path).expect("there"), good);
+    assert_eq!(std::fs::metadata(&path).and_then(|m| m.modified()).expect("metadata"), before);
+    assert_eq!(std::fs::read_dir(&source.options.source).expect("there").count(), 1);
+}
