@@ -5,12 +5,15 @@ use std::sync::Arc;
 
 use kv_core::contract::{Reply, Request, View};
 use kv_core::entry::{EntryId, Epoch};
+use kv_core::keyspace::Keyspace;
+use kv_core::sessions::Sessions;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
 use super::clock::Clock;
-use super::published::Published;
+use super::published::{NodeReport, Published};
 use super::stop::Stopped;
+use crate::wal::{FileStorage, LogReader};
 
 /// Requests that wait for the driver's next batch; over it: [`CallError::Busy`].
 pub(crate) const REQUESTS_MAX: usize = 4096;
@@ -75,17 +78,23 @@ impl Handle {
     /// Completes when the node has seen an epoch above this one: a forward to its leader is then void.
     /// May be cancelled.
     pub async fn epoch_above(&self, epoch: Epoch) {
-        let mut changes = self.published.view_changes();
-        while self.view().epoch <= epoch {
-            if changes.changed().await.is_err() {
-                return;
-            }
-        }
+        let mut epochs = self.published.epochs();
+        let _node_gone = epochs.wait_for(|published| *published > epoch).await;
+    }
+
+    /// The keyspace in force; an installed snapshot replaces it, so ask again for each request.
+    pub fn keyspace(&self) -> Arc<Keyspace> {
+        Arc::clone(&self.published.state().keyspace)
+    }
+
+    /// The deduplication table in force; an installed snapshot replaces it.
+    pub fn sessions(&self) -> Arc<Sessions> {
+        Arc::clone(&self.published.state().sessions)
     }
 
     /// The id that is applied here: `X-Kv-Id` of whatever shows no key.
     pub fn applied(&self) -> EntryId {
-        self.published.applied()
+        self.published.state().keyspace.applied()
     }
 
     /// Whether `id` was applied here before the deadline. Cheap when it already is. May be cancelled.
@@ -100,6 +109,10 @@ impl Handle {
             return true;
         }
         matches!(timeout_at(deadline, &mut wait.reached).await, Ok(Ok(())))
+    }
+
+    pub fn reader(&self) -> &LogReader<FileStorage> {
+        &self.published.reader
     }
 
     pub fn clock(&self) -> Clock {
@@ -124,6 +137,11 @@ impl Handle {
     /// Unready from now on; requests are still answered.
     pub fn start_draining(&self) {
         self.published.start_draining();
+    }
+
+    /// What the node reports around the replica's own status. Looks at the volume: do not call per request.
+    pub fn status_extra(&self) -> NodeReport {
+        self.published.report()
     }
 
     /// Entries up to here may be compacted: nobody that is near needs them, no snapshot under way ends below.

@@ -4,35 +4,89 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 use kv_core::contract::View;
-use kv_core::entry::EntryId;
+use kv_core::entry::{EntryId, Epoch};
+use kv_core::keyspace::Keyspace;
 use kv_core::message::Hello;
+use kv_core::sessions::Sessions;
+use kv_core::status::Role;
 use tokio::sync::watch;
 
 use super::applied::AppliedWaiters;
 use super::clock::Clock;
+use super::snapshots::Floors;
 use super::stop::Stop;
+use crate::wal::{FileStorage, LogReader, RecoveryReport};
 
 /// Without a round of the driver for this long, the node counts as stuck.
 const STUCK_MS: u64 = 30_000;
 
+/// The applied state in force; replaced whole by an installed snapshot.
+pub(crate) struct AppliedState {
+    pub(crate) keyspace: Arc<Keyspace>,
+    pub(crate) sessions: Arc<Sessions>,
+}
+
+/// What a node reports around the replica's own status.
+#[derive(Debug, Clone)]
+pub struct NodeReport {
+    pub ready: bool,
+    pub draining: bool,
+    /// Bytes of the log's files.
+    pub disk_used_bytes: u64,
+    /// Bytes free on the volume; None: it could not be asked.
+    pub disk_available_bytes: Option<u64>,
+    /// What the last recovery found.
+    pub recovery: Arc<RecoveryReport>,
+}
+
+/// What is published before the first round.
+pub(crate) struct First {
+    pub(crate) view: View,
+    pub(crate) hello: Hello,
+    pub(crate) state: AppliedState,
+}
+
 pub(crate) struct Published {
     pub(crate) clock: Clock,
+    pub(crate) reader: LogReader<FileStorage>,
     pub(crate) hello: Arc<ArcSwap<Hello>>,
     pub(crate) applied_waiters: AppliedWaiters,
     pub(crate) stop: Stop,
     view: ArcSwap<View>,
     view_changed: watch::Sender<()>,
-    applied: AtomicU64,
+    /// The view's epoch, apart: views change with each commit, epochs hardly ever.
+    epoch: watch::Sender<Epoch>,
+    state: ArcSwap<AppliedState>,
+    recovery: ArcSwap<RecoveryReport>,
     caught_up_once: AtomicBool,
     draining: AtomicBool,
     last_round_mono_ms: AtomicU64,
-    /// The lowest position of the snapshots on their way to peers.
-    snapshots_floor: AtomicU64,
+    pub(crate) snapshot_floors: Floors,
 }
 
 impl Published {
+    pub(crate) fn new(clock: Clock, reader: LogReader<FileStorage>, recovery: RecoveryReport, first: First) -> Self {
+        let First { view, hello, state } = first;
+        Self {
+            clock,
+            reader,
+            hello: Arc::new(ArcSwap::from_pointee(hello)),
+            applied_waiters: AppliedWaiters::default(),
+            stop: Stop::default(),
+            epoch: watch::Sender::new(view.epoch),
+            view: ArcSwap::from_pointee(view),
+            view_changed: watch::Sender::new(()),
+            state: ArcSwap::from_pointee(state),
+            recovery: ArcSwap::from_pointee(recovery),
+            caught_up_once: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
+            last_round_mono_ms: AtomicU64::new(clock.mono_ms()),
+            snapshot_floors: Floors::default(),
+        }
+    }
+
     pub(crate) fn view(&self) -> Arc<View> {
         self.view.load_full()
     }
@@ -41,8 +95,12 @@ impl Published {
         self.view_changed.subscribe()
     }
 
-    pub(crate) fn applied(&self) -> EntryId {
-        EntryId(self.applied.load(Ordering::Acquire))
+    pub(crate) fn epochs(&self) -> watch::Receiver<Epoch> {
+        self.epoch.subscribe()
+    }
+
+    pub(crate) fn state(&self) -> Guard<Arc<AppliedState>> {
+        self.state.load()
     }
 
     pub(crate) fn is_ready(&self) -> bool {
@@ -62,23 +120,41 @@ impl Published {
     }
 
     pub(crate) fn compaction_limit(&self) -> EntryId {
-        let floor = EntryId(self.snapshots_floor.load(Ordering::Relaxed));
-        self.view.load().compaction_limit.min(floor)
+        let limit = self.view.load().compaction_limit;
+        self.snapshot_floors.lowest().map_or(limit, |floor| limit.min(floor))
     }
 
-    /// Readiness is a latch: losing the leader does not clear it, being unfit to serve does.
+    pub(crate) fn report(&self) -> NodeReport {
+        NodeReport {
+            ready: self.is_ready(),
+            draining: self.draining.load(Ordering::Relaxed),
+            disk_used_bytes: self.reader.disk_bytes(),
+            disk_available_bytes: self.reader.available_bytes().ok(),
+            recovery: self.recovery.load_full(),
+        }
+    }
+
+    /// Readiness is a latch: losing the leader does not clear it, being unfit to serve or removed does.
     pub(crate) fn publish_view(&self, view: View) {
-        if !view.serves {
+        let was_voter = self.view.load().role != Role::Learner;
+        let removed = was_voter && view.role == Role::Learner;
+        if removed || !view.serves {
             self.caught_up_once.store(false, Ordering::Relaxed);
         } else if view.caught_up {
             self.caught_up_once.store(true, Ordering::Relaxed);
         }
+        let epoch = view.epoch;
         self.view.store(Arc::new(view));
+        self.epoch.send_if_modified(|published| std::mem::replace(published, epoch) != epoch);
         self.view_changed.send_replace(());
     }
 
-    pub(crate) fn publish_snapshots_floor(&self, floor: Option<EntryId>) {
-        self.snapshots_floor.store(floor.map_or(u64::MAX, |id| id.0), Ordering::Relaxed);
+    pub(crate) fn publish_state(&self, state: AppliedState) {
+        self.state.store(Arc::new(state));
+    }
+
+    pub(crate) fn publish_recovery(&self, report: RecoveryReport) {
+        self.recovery.store(Arc::new(report));
     }
 
     pub(crate) fn sign_of_life(&self, mono_ms: u64) {
