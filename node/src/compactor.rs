@@ -45,7 +45,7 @@ pub enum Urgency {
 }
 
 /// The body of `POST /compaction/run`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct RunDocument {
     pub status: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -55,7 +55,7 @@ pub struct RunDocument {
 }
 
 /// The body of `GET /compaction/status`.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
 pub struct StatusDocument {
     pub enabled: bool,
     pub compaction_interval_seconds: u64,
@@ -66,7 +66,7 @@ pub struct StatusDocument {
 }
 
 /// One run in the history; `error` is set when it failed.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
 pub struct RunRecord {
     pub timestamp: String,
     pub duration_seconds: f64,
@@ -77,7 +77,7 @@ pub struct RunRecord {
 }
 
 /// What `POST /compaction/configure` may change.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct ScheduleChange {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub enabled: Option<bool>,
@@ -86,7 +86,7 @@ pub struct ScheduleChange {
 }
 
 /// The body of `POST /compaction/configure`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct ConfigureDocument {
     pub status: &'static str,
     pub changes: ScheduleChange,

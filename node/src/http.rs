@@ -3,20 +3,46 @@
 //! replica, and print epochs without judging by them. Started by main before recovery ends, so that
 //! `/livez` answers from the first moment.
 //!
-//! Reading order: this file, [`keys`](self), `forward`, `error` (the only table of statuses).
+//! Reading order: this file, `keys`, `reads`, `forward`, `error` (the only table of statuses).
 
+mod answer;
+mod auth;
+mod body;
+mod cluster;
+mod compaction;
+mod deduplication;
+mod entity_tag;
+mod error;
+mod forward;
+mod history;
+mod keys;
+mod openapi;
+mod probes;
+mod query;
+mod reads;
+mod results;
 pub mod server;
+mod service;
+mod status;
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use axum::Router;
+use axum::routing::{delete, get, post};
+use kv_core::entry::EntryId;
 use kv_core::group::{NodeName, Settings};
 use tokio::net::TcpListener;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::compactor::Compactor;
 use crate::driver::Handle;
 use crate::metrics::Metrics;
+use deduplication::Counters;
+use error::Failure;
+use results::Results;
 pub use server::ClientTimeouts;
 
 /// A node whose recovery is done.
@@ -40,12 +66,94 @@ pub struct HttpConfig {
     pub api_timeout: Duration,
     pub value_bytes_max: usize,
     pub segment_bytes_max: u64,
+    /// Shown in `/cluster_status` until `/settings` changes it.
+    pub heartbeat_interval: Duration,
     /// What `/cluster/bootstrap` founds a group with when its body names no settings, and how long
     /// this node remembers results of GET.
     pub seed_settings: Settings,
     /// Some: mutating `/cluster/*`, `/settings` and `/snapshot` need `Authorization: Bearer <it>`.
     pub auth_token: Option<Arc<[u8]>>,
     pub timeouts: ClientTimeouts,
+}
+
+/// What all handlers share. Clones are the same.
+#[derive(Clone)]
+pub(crate) struct App(Arc<Shared>);
+
+struct Shared {
+    config: HttpConfig,
+    slot: Slot,
+    metrics: Arc<Metrics>,
+    client: reqwest::Client,
+    results: Results,
+    counters: Counters,
+    heartbeat_interval_ms: AtomicU64,
+}
+
+impl App {
+    pub(crate) fn new(config: HttpConfig, slot: Slot, metrics: Arc<Metrics>) -> Self {
+        let heartbeat_interval_ms = u64::try_from(config.heartbeat_interval.as_millis()).unwrap_or(u64::MAX);
+        Self(Arc::new(Shared {
+            results: Results::new(Duration::from_secs(config.seed_settings.dedup_expiry_seconds)),
+            config,
+            slot,
+            metrics,
+            client: forward::client(),
+            counters: Counters::default(),
+            heartbeat_interval_ms: AtomicU64::new(heartbeat_interval_ms),
+        }))
+    }
+
+    pub(crate) fn running(&self) -> Result<&Running, Failure> {
+        self.0.slot.get().ok_or_else(|| Failure::not_ready("The node is still reading its log"))
+    }
+
+    pub(crate) fn handle(&self) -> Result<&Handle, Failure> {
+        self.running().map(|running| &running.handle)
+    }
+
+    /// What `X-Kv-Id` says when an answer is about no key.
+    pub(crate) fn applied(&self) -> EntryId {
+        self.0.slot.get().map_or(EntryId::ZERO, |running| running.handle.applied())
+    }
+
+    /// When a request that arrives now must have its answer.
+    pub(crate) fn deadline(&self) -> Instant {
+        Instant::now() + self.0.config.api_timeout
+    }
+
+    pub(crate) fn config(&self) -> &HttpConfig {
+        &self.0.config
+    }
+
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.0.metrics
+    }
+
+    pub(crate) fn client(&self) -> &reqwest::Client {
+        &self.0.client
+    }
+
+    pub(crate) fn results(&self) -> &Results {
+        &self.0.results
+    }
+
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.0.counters
+    }
+
+    pub(crate) fn heartbeat_interval_ms(&self) -> u64 {
+        self.0.heartbeat_interval_ms.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn show_heartbeat_interval_ms(&self, ms: u64) {
+        self.0.heartbeat_interval_ms.store(ms, Ordering::Relaxed);
+    }
+
+    /// The limits of a body whose largest part is `bytes_max` long.
+    pub(crate) fn body_limits(&self, bytes_max: usize) -> body::Limits {
+        body::Limits { bytes_max, timeout: self.0.config.timeouts.body }
+    }
 }
 
 /// Serves clients on `listener` until `stop` is cancelled and what was in flight is answered.
@@ -56,7 +164,44 @@ pub async fn serve(
     metrics: Arc<Metrics>,
     stop: CancellationToken,
 ) {
-    let _ = (config, slot, metrics);
-    let service = axum::Router::new();
-    server::run(listener, service, ClientTimeouts::default(), stop).await;
+    let timeouts = config.timeouts;
+    let app = App::new(config, slot, metrics);
+    let service = service::Service::new(app.clone(), router(app));
+    server::run(listener, service, timeouts, stop).await;
 }
+
+/// Every route of the contract. What each answers besides is in `service`.
+fn router(app: App) -> Router {
+    Router::new()
+        .route("/key/", get(keys::empty_key).put(keys::empty_key).delete(keys::empty_key))
+        .route("/key/{key}", get(keys::get).put(keys::put).delete(keys::delete))
+        .route("/key/{key}/history", get(history::history))
+        .route("/key/{key}/versions", get(history::versions))
+        .route("/keys", get(keys::list))
+        .route("/deduplication_stats", get(deduplication::stats))
+        .route("/request_status", get(deduplication::request_status))
+        .route("/segments", get(compaction::segments))
+        .route("/compaction/run", post(compaction::run))
+        .route("/compaction/status", get(compaction::status))
+        .route("/compaction/configure", post(compaction::configure))
+        .route("/cluster_status", get(status::cluster_status))
+        .route("/status", get(status::status))
+        .route("/cluster/lead", post(cluster::lead))
+        .route("/cluster/bootstrap", post(cluster::bootstrap))
+        .route("/cluster/members", post(cluster::add_member))
+        .route("/cluster/members/{member_id}", delete(cluster::remove_member))
+        .route("/cluster/settings", post(cluster::change_settings))
+        .route("/cluster/recover", post(cluster::recover))
+        .route("/settings", post(cluster::tune))
+        .route("/snapshot", get(status::snapshot))
+        .route("/livez", get(probes::livez))
+        .route("/readyz", get(probes::readyz))
+        .route("/metrics", get(probes::metrics))
+        .merge(openapi::router())
+        .method_not_allowed_fallback(service::method_not_allowed)
+        .fallback(service::unknown_route)
+        .with_state(app)
+}
+
+#[cfg(test)]
+mod tests;

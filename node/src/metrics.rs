@@ -5,20 +5,34 @@
 
 use std::time::Duration;
 
-use kv_core::status::Role;
+use kv_core::sessions::SessionCounts;
+use kv_core::status::{Health, NodeStatus, Role};
 use prometheus::{
-    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, core::Collector,
+    Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder, core::Collector,
 };
 
 /// From 50 µs (a write to NVMe) by doubling to 3.3 s: 17 buckets.
 const FIRST_BUCKET_SECONDS: f64 = 0.000_05;
 const BUCKETS: usize = 17;
 
-/// Routes as metrics tell them apart; everything else is `other`.
-pub(crate) const ROUTES: [&str; 8] = ["key_get", "key_put", "key_delete", "keys", "log", "cluster", "probe", "other"];
+/// Routes as metrics tell them apart, in the order of [`ROUTE_NAMES`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Route {
+    KeyGet,
+    KeyPut,
+    KeyDelete,
+    Keys,
+    Log,
+    Cluster,
+    Probe,
+    Other,
+}
+
+const ROUTE_NAMES: [&str; 8] = ["key_get", "key_put", "key_delete", "keys", "log", "cluster", "probe", "other"];
 
 /// Classes of status codes, by their first digit.
-pub(crate) const CODE_CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+const CODE_CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
 const ROLES: [(Role, &str); 5] = [
     (Role::Leader, "leader"),
@@ -52,12 +66,21 @@ pub struct Metrics {
     disk_used_bytes: IntGauge,
     disk_available_bytes: IntGauge,
     storage_full: IntGauge,
-    corrupt_ranges: IntGauge,
+    corrupt_places: IntGauge,
     dedup_records: IntGauge,
     dedup_replays: IntCounter,
     dedup_evicted: IntGauge,
     build_info: IntGaugeVec,
     started_seconds: Gauge,
+}
+
+/// What [`Metrics::render`] shows besides what was counted.
+#[derive(Debug)]
+pub(crate) struct State<'a> {
+    pub(crate) status: &'a NodeStatus,
+    pub(crate) sessions: SessionCounts,
+    pub(crate) keys: usize,
+    pub(crate) segments: usize,
 }
 
 /// Creates metrics and registers them; a name given twice is a bug of this file.
@@ -93,7 +116,7 @@ impl Declare {
     fn requests(&self) -> Vec<[IntCounter; CODE_CLASSES.len()]> {
         let opts = Opts::new("kv_http_requests_total", "Requests answered, by route and class of status code.");
         let all = self.add(IntCounterVec::new(opts, &["route", "code"]));
-        ROUTES.map(|route| CODE_CLASSES.map(|class| all.with_label_values(&[route, class]))).into()
+        ROUTE_NAMES.map(|route| CODE_CLASSES.map(|class| all.with_label_values(&[route, class]))).into()
     }
 }
 
@@ -125,9 +148,10 @@ impl Metrics {
             keys: d.gauge("kv_keys", "Keys that exist."),
             segments: d.gauge("kv_segments", "Segment files of the log."),
             disk_used_bytes: d.gauge("kv_disk_used_bytes", "Bytes of the data directory's files."),
-            disk_available_bytes: d.gauge("kv_disk_available_bytes", "Bytes that the volume has left."),
+            disk_available_bytes: d
+                .gauge("kv_disk_available_bytes", "Bytes that the volume has left; -1: it could not be asked."),
             storage_full: d.gauge("kv_storage_full", "1 while writes are refused for want of space."),
-            corrupt_ranges: d.gauge("kv_corrupt_ranges", "Damaged ranges found and not yet repaired."),
+            corrupt_places: d.gauge("kv_corrupt_places", "Damaged places that the last recovery found."),
             dedup_records: d.gauge("kv_dedup_records", "Requests remembered."),
             dedup_replays: d.counter("kv_dedup_replays_total", "Requests answered with an earlier copy's result."),
             dedup_evicted: d.gauge("kv_dedup_evicted_records", "Records dropped over the limit since the start."),
@@ -160,10 +184,9 @@ impl Metrics {
         self.compaction_failures.inc();
     }
 
-    /// `route` indexes [`ROUTES`].
-    pub(crate) fn count_request(&self, route: usize, status: u16) {
+    pub(crate) fn count_request(&self, route: Route, status: u16) {
         let class = usize::from(status / 100).clamp(1, CODE_CLASSES.len()) - 1;
-        self.requests[route][class].inc();
+        self.requests[route as usize][class].inc();
     }
 
     pub(crate) fn observe_write(&self, took: Duration) {
@@ -177,4 +200,52 @@ impl Metrics {
     pub(crate) fn count_replay(&self) {
         self.dedup_replays.inc();
     }
+
+    /// The text of `/metrics`; with None (recovery has not ended) only what was counted.
+    pub(crate) fn render(&self, state: Option<&State<'_>>) -> Vec<u8> {
+        if let Some(state) = state {
+            self.set(state);
+        }
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text).expect("a Vec takes every write");
+        text
+    }
+
+    fn set(&self, state: &State<'_>) {
+        let State { status, sessions, keys, segments } = state;
+        self.set_replica(status);
+        self.keys.set(signed(*keys as u64));
+        self.segments.set(signed(*segments as u64));
+        self.ready.set(i64::from(status.ready));
+        self.disk_used_bytes.set(signed(status.disk.used_bytes));
+        self.disk_available_bytes.set(status.disk.available_bytes.map_or(-1, signed));
+        self.storage_full.set(i64::from(status.disk.full));
+        self.corrupt_places.set(signed(status.corruption.damaged_places));
+        self.dedup_records.set(signed(sessions.records));
+        self.dedup_evicted.set(signed(sessions.evicted_total));
+    }
+
+    fn set_replica(&self, status: &NodeStatus) {
+        let replica = &status.replica;
+        for (position, id) in [
+            ("last", replica.last_id),
+            ("durable", replica.durable_id),
+            ("committed", replica.committed_id),
+            ("applied", replica.applied_id),
+        ] {
+            self.positions.with_label_values(&[position]).set(signed(id.0));
+        }
+        for (role, name) in ROLES {
+            self.role.with_label_values(&[name]).set(i64::from(role == replica.role));
+        }
+        self.lag.set(signed(replica.lag));
+        self.epoch.set(signed(replica.epoch.0));
+        let down = |m: &&kv_core::status::MemberStatus| m.health == Health::Down && m.member_id != replica.member_id;
+        self.peers_down.set(signed(replica.members.iter().filter(down).count() as u64));
+    }
+}
+
+/// Gauges are signed; no count of ours comes near the difference.
+fn signed(n: u64) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
 }

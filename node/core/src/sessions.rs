@@ -93,6 +93,11 @@ impl Sessions {
         known(OperationKind::Set) || known(OperationKind::Delete)
     }
 
+    /// Whether any request of this client is remembered.
+    pub fn knows_client(&self, client_id: &str) -> bool {
+        self.clients().contains_key(client_id)
+    }
+
     /// Visits the records of entries up to `up_to`, by rising id; those that apply drops meanwhile may be left out.
     pub fn for_each_up_to(&self, up_to: EntryId, visit: &mut dyn FnMut(&SessionRecord)) {
         let mut next = EntryId::ZERO;

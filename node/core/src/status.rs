@@ -25,6 +25,73 @@ pub enum Health {
     Down,
 }
 
+/// The `/status` document: what the replica knows and what the node adds around it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    #[serde(flatten)]
+    pub replica: ReplicaStatus,
+    /// Where clients reach the node.
+    pub url: String,
+    pub peer_url: String,
+    /// Drawn at each start; 16 hexadecimal digits.
+    pub start_id: String,
+    /// The release.
+    pub version: String,
+    /// What `/readyz` answers.
+    pub ready: bool,
+    pub draining: bool,
+    pub disk: DiskStatus,
+    /// What the last recovery found.
+    pub corruption: CorruptionReport,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskStatus {
+    /// Bytes of the data directory's files.
+    pub used_bytes: u64,
+    /// Bytes free on the volume; None: it could not be asked.
+    pub available_bytes: Option<u64>,
+    /// Writes are refused for want of space.
+    pub full: bool,
+}
+
+/// What a recovery could not believe. All kept aside, nothing skipped in silence.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CorruptionReport {
+    /// How many places are damaged; `places` may hold only the first.
+    pub damaged_places: u64,
+    pub places: Vec<DamagedPlace>,
+    /// Ids that the log should hold and does not.
+    pub missing: Vec<MissingIds>,
+    /// What was cut off the end of the last segment; no damage, but an unfinished write.
+    pub torn_tail: Option<TornTail>,
+    /// Files that do not belong to the log.
+    pub orphans: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DamagedPlace {
+    pub file: String,
+    /// Bytes from the file's start; None: the file as a whole.
+    pub offset: Option<u64>,
+    pub reason: String,
+}
+
+/// Both ends included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MissingIds {
+    pub first: EntryId,
+    pub last: EntryId,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TornTail {
+    pub file: String,
+    pub offset: u64,
+    pub bytes: u64,
+    pub saved_as: String,
+}
+
 /// What the replica knows; the node adds [`NodeStatus`] around it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ReplicaStatus {

@@ -139,6 +139,10 @@ impl Handle {
         self.published.start_draining();
     }
 
+    pub fn is_draining(&self) -> bool {
+        self.published.is_draining()
+    }
+
     /// What the node reports around the replica's own status. Looks at the volume: do not call per request.
     pub fn status_extra(&self) -> NodeReport {
         self.published.report()

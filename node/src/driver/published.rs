@@ -115,6 +115,10 @@ impl Published {
         silence_ms < STUCK_MS && !self.stop.has_stopped()
     }
 
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn start_draining(&self) {
         self.draining.store(true, Ordering::Relaxed);
     }

@@ -108,7 +108,7 @@ where
         .header_read_timeout(timeouts.head)
         .max_buf_size(HEAD_BYTES_MAX)
         .pipeline_flush(true)
-        .half_close(false)
+        .half_close(true)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
@@ -120,5 +120,74 @@ where
     };
     if let Err(error) = ended {
         tracing::debug!(%error, "a client connection ended early");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::task::JoinHandle;
+
+    use super::*;
+
+    const SHORT: ClientTimeouts = ClientTimeouts {
+        head: Duration::from_millis(50),
+        body: Duration::from_millis(50),
+        drain: Duration::from_secs(5),
+    };
+
+    async fn start(timeouts: ClientTimeouts, stop: CancellationToken) -> (SocketAddr, JoinHandle<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let echo = |path: axum::http::Uri| async move { path.path().to_owned() };
+        let router = axum::Router::new().fallback(echo);
+        (address, tokio::spawn(run(listener, router, timeouts, stop)))
+    }
+
+    /// Sends, then reads until the server closes the connection.
+    async fn converse(address: SocketAddr, sent: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(sent.as_bytes()).await.unwrap();
+        let mut received = String::new();
+        stream.read_to_string(&mut received).await.unwrap();
+        received
+    }
+
+    #[tokio::test]
+    async fn pipelined_requests_are_answered_in_order() {
+        let (address, _server) = start(ClientTimeouts::default(), CancellationToken::new()).await;
+        let requests = "GET /1 HTTP/1.1\r\nhost: x\r\n\r\nGET /2 HTTP/1.1\r\nhost: x\r\n\r\n\
+            GET /3 HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+        let received = converse(address, requests).await;
+        let at = |body: &str| received.find(body).unwrap();
+        assert_eq!(received.matches("200 OK").count(), 3);
+        assert!(at("\r\n\r\n/1") < at("\r\n\r\n/2") && at("\r\n\r\n/2") < at("\r\n\r\n/3"));
+    }
+
+    #[tokio::test]
+    async fn a_client_that_never_ends_its_request_is_cut_off() {
+        let (address, _server) = start(SHORT, CancellationToken::new()).await;
+        for begun in ["", "GET / HT", "GET / HTTP/1.1\r\nhost:"] {
+            let received = converse(address, begun).await;
+            assert!(received.is_empty() || received.starts_with("HTTP/1.1 408"), "{received}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_stop_closes_idle_connections_and_ends_the_server() {
+        let stop = CancellationToken::new();
+        let (address, server) = start(ClientTimeouts::default(), stop.clone()).await;
+        let mut idle = TcpStream::connect(address).await.unwrap();
+        idle.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        let mut first = [0; 12];
+        idle.read_exact(&mut first).await.unwrap();
+        assert_eq!(&first, b"HTTP/1.1 200");
+        stop.cancel();
+        tokio::time::timeout(Duration::from_secs(4), server).await.unwrap().unwrap();
+        let mut rest = Vec::new();
+        idle.read_to_end(&mut rest).await.unwrap();
+        assert!(TcpStream::connect(address).await.is_err());
     }
 }

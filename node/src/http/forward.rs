@@ -1,0 +1,328 @@
+//! Requests that only the leader can carry out: here when this node leads, else sent on to the
+//! leader, and again while it is sure that nothing was done (or that doing it twice is harmless).
+//! The rules are in [`carry_out`]. Never forwards what was forwarded already.
+
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::http::header::{
+    AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, ETAG, IF_MATCH, IF_NONE_MATCH, RETRY_AFTER, WWW_AUTHENTICATE,
+};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
+use axum::response::Response;
+use kv_core::contract::{Refusal, Reply, Request, View};
+use kv_core::entry::EntryId;
+use kv_core::status::Role;
+use percent_encoding::percent_decode_str;
+use tokio::time::{Instant, timeout_at};
+
+use super::App;
+use super::answer::{IDEMPOTENT_REPLAY, X_KV_ID};
+use super::error::{Asked, Code, Failure, X_KV_ERROR};
+use crate::driver::Handle;
+
+/// Set on a forwarded request: who gets it and does not lead says so instead of sending it on.
+pub(crate) const X_KV_FORWARDED: HeaderName = HeaderName::from_static("x-kv-forwarded");
+
+/// A forwarded write is relayed when it is applied here, or after this long.
+const APPLY_WAIT: Duration = Duration::from_millis(100);
+/// After a new epoch an answer of the old leader that is on its way may still arrive for this long.
+const OLD_LEADER_GRACE: Duration = Duration::from_millis(100);
+/// Attempts are this far apart at first, twice as far each time, at most [`BACKOFF_MAX`].
+const BACKOFF_FIRST: Duration = Duration::from_millis(5);
+const BACKOFF_MAX: Duration = Duration::from_millis(200);
+/// Idle connections to the leader end before the leader ends them ([`super::ClientTimeouts::head`]).
+const IDLE_MAX: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+const REQUEST_HEADERS: [HeaderName; 4] = [CONTENT_TYPE, IF_MATCH, IF_NONE_MATCH, AUTHORIZATION];
+const ANSWER_HEADERS: [HeaderName; 8] =
+    [CONTENT_TYPE, CONTENT_LENGTH, ETAG, RETRY_AFTER, WWW_AUTHENTICATE, X_KV_ERROR, X_KV_ID, IDEMPOTENT_REPLAY];
+
+/// What may be done when it is unknown whether a request took effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Repeat {
+    /// It changes nothing, or carries request ids: send it again.
+    Harmless,
+    /// It is never sent again: `outcome_unknown`.
+    Never,
+}
+
+/// A request as it came in, for sending it on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LeaderRequest<'a> {
+    pub(crate) parts: &'a Parts,
+    pub(crate) body: &'a Bytes,
+    pub(crate) repeat: Repeat,
+    pub(crate) asked: Asked,
+}
+
+/// How it was carried out.
+#[derive(Debug)]
+pub(crate) enum Done {
+    Here(Reply),
+    /// The leader's answer, ready to go out.
+    Relayed(Response),
+}
+
+/// How one attempt ended.
+enum Attempt {
+    Done(Done),
+    /// Without effect, and trying again is of no use.
+    Final(Failure),
+    /// Certainly without effect: try again, and when time is up say this.
+    WithoutEffect(Failure),
+    Unknown,
+}
+
+pub(crate) fn client() -> reqwest::Client {
+    reqwest::Client::builder()
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        .retry(reqwest::retry::never())
+        .connect_timeout(CONNECT_TIMEOUT)
+        .pool_idle_timeout(IDLE_MAX)
+        .tcp_nodelay(true)
+        .build()
+        .expect("nothing in this configuration depends on the machine")
+}
+
+/// Carries `request` out on this node if it leads, else on the leader. Tries again until `deadline`
+/// after what surely had no effect; after an unknown outcome only when [`Repeat::Harmless`].
+/// May be cancelled: what was proposed goes on.
+pub(crate) async fn carry_out(
+    app: &App,
+    handle: &Handle,
+    request: LeaderRequest<'_>,
+    here: Request,
+    deadline: Instant,
+) -> Result<Done, Failure> {
+    let mut pause = BACKOFF_FIRST;
+    let mut uncertain = false; // an earlier attempt may have taken effect: no failure may deny it
+    loop {
+        let view = handle.view();
+        let attempt = if view.role == Role::Leader {
+            attempt_here(handle, request.asked, here.clone(), deadline).await
+        } else if request.parts.headers.contains_key(X_KV_FORWARDED) {
+            Attempt::Final(Failure::no_leader())
+        } else if let Some(url) = leader_url(&view) {
+            attempt_there(app, handle, request, url, &view, deadline).await
+        } else {
+            attempt_later(handle, &view, deadline).await
+        };
+        let failure = match attempt {
+            Attempt::Done(done) => return Ok(done),
+            Attempt::Final(_) | Attempt::WithoutEffect(_) if uncertain => unknown(request.asked),
+            Attempt::Final(failure) => return Err(failure),
+            Attempt::WithoutEffect(failure) => failure,
+            Attempt::Unknown => {
+                uncertain = true;
+                unknown(request.asked)
+            }
+        };
+        let hopeless = uncertain && request.repeat == Repeat::Never;
+        if hopeless || Instant::now() + pause >= deadline {
+            return Err(failure);
+        }
+        back_off(handle, &view, pause).await;
+        pause = (pause * 2).min(BACKOFF_MAX);
+    }
+}
+
+fn leader_url(view: &View) -> Option<&str> {
+    view.leader.and_then(|leader| view.urls.get(&leader)).map(String::as_str)
+}
+
+fn unknown(asked: Asked) -> Failure {
+    match asked {
+        Asked::Read => Failure::new(Code::Timeout, "The leader did not answer in time"),
+        Asked::Write => Failure::outcome_unknown(),
+    }
+}
+
+async fn attempt_here(handle: &Handle, asked: Asked, here: Request, deadline: Instant) -> Attempt {
+    match handle.request(here, deadline).await {
+        Ok(Reply::Refused(refusal @ (Refusal::NotLeader { .. } | Refusal::NotReady(_)))) => {
+            Attempt::WithoutEffect(refusal.into())
+        }
+        Ok(Reply::Refused(Refusal::OutcomeUnknown)) => Attempt::Unknown,
+        Ok(reply) => Attempt::Done(Done::Here(reply)),
+        Err(error) => Attempt::Final(Failure::call(error, asked)),
+    }
+}
+
+/// Nobody is known to lead: waits for somebody.
+async fn attempt_later(handle: &Handle, view: &View, deadline: Instant) -> Attempt {
+    if view.role == Role::Uninitialised {
+        return Attempt::Final(Failure::not_ready("The node is not a member of a group yet"));
+    }
+    let leads = |view: &View| view.role == Role::Leader || leader_url(view).is_some();
+    match handle.wait_view(deadline, leads).await {
+        Some(_) => Attempt::WithoutEffect(Failure::no_leader()),
+        None => Attempt::Final(Failure::no_leader()),
+    }
+}
+
+/// Sends the request to the leader. A new epoch ends the waiting.
+async fn attempt_there(
+    app: &App,
+    handle: &Handle,
+    request: LeaderRequest<'_>,
+    url: &str,
+    view: &View,
+    deadline: Instant,
+) -> Attempt {
+    let new_epoch = async {
+        handle.epoch_above(view.epoch).await;
+        tokio::time::sleep(OLD_LEADER_GRACE).await;
+    };
+    app.metrics().count_forward();
+    tokio::select! {
+        sent = timeout_at(deadline, send(app, handle, request, url, deadline)) => sent.unwrap_or(Attempt::Unknown),
+        () = new_epoch => Attempt::Unknown,
+    }
+}
+
+async fn send(app: &App, handle: &Handle, request: LeaderRequest<'_>, url: &str, deadline: Instant) -> Attempt {
+    let LeaderRequest { parts, body, asked, .. } = request;
+    let Some(url) = leader_address(url, &parts.uri) else { return Attempt::Final(not_expressible()) };
+    let mut headers = selected(&parts.headers, &REQUEST_HEADERS);
+    headers.insert(X_KV_FORWARDED, HeaderValue::from_static("1"));
+    let outgoing = app.client().request(parts.method.clone(), url).headers(headers).body(body.clone());
+    let answer = match outgoing.send().await {
+        Ok(answer) => answer,
+        Err(error) if error.is_connect() || error.is_builder() => {
+            return Attempt::WithoutEffect(Failure::new(Code::NoLeader, "The leader cannot be reached"));
+        }
+        Err(_) => return Attempt::Unknown,
+    };
+    match verdict(&answer) {
+        Verdict::Final => {}
+        Verdict::WithoutEffect => {
+            return Attempt::WithoutEffect(Failure::new(Code::NoLeader, "The leader is changing; nothing was changed"));
+        }
+        Verdict::Unknown => return Attempt::Unknown,
+    }
+    relay(handle, answer, asked, deadline).await
+}
+
+/// The same path and query on the leader. None: URLs give some segments (`.` and `..`, also written
+/// with `%2E`) another meaning, and the path would arrive as a different one.
+fn leader_address(leader: &str, asked: &Uri) -> Option<reqwest::Url> {
+    let path_and_query = asked.path_and_query().map_or("/", |path| path.as_str());
+    let url = reqwest::Url::parse(&format!("{}{path_and_query}", leader.trim_end_matches('/'))).ok()?;
+    let segments = |path: &str| path.bytes().filter(|byte| *byte == b'/').count();
+    let means_the_same = percent_decode_str(url.path()).eq(percent_decode_str(asked.path()));
+    let same = segments(url.path()) == segments(asked.path()) && means_the_same;
+    same.then_some(url)
+}
+
+fn not_expressible() -> Failure {
+    Failure::invalid("path", "key", "Keys . and .. cannot be forwarded: send the request to the leader")
+}
+
+/// What the leader's answer says about going on.
+enum Verdict {
+    Final,
+    WithoutEffect,
+    Unknown,
+}
+
+fn verdict(answer: &reqwest::Response) -> Verdict {
+    let code = answer.headers().get(X_KV_ERROR).map(HeaderValue::as_bytes);
+    match code {
+        Some(code) if answer.status() == StatusCode::SERVICE_UNAVAILABLE => {
+            if code == Code::NoLeader.row().1.as_bytes() || code == Code::NotReady.row().1.as_bytes() {
+                Verdict::WithoutEffect
+            } else if code == Code::OutcomeUnknown.row().1.as_bytes() {
+                Verdict::Unknown
+            } else {
+                Verdict::Final
+            }
+        }
+        _ => Verdict::Final,
+    }
+}
+
+/// Makes of the leader's answer our own. A write's body is read to its end first (it is short, and
+/// a half one is no answer); a read's is passed on as it comes.
+async fn relay(handle: &Handle, answer: reqwest::Response, asked: Asked, deadline: Instant) -> Attempt {
+    let status = answer.status();
+    let headers = selected(answer.headers(), &ANSWER_HEADERS);
+    let body = match asked {
+        Asked::Read => Body::from_stream(answer.bytes_stream()),
+        Asked::Write => match answer.bytes().await {
+            Ok(bytes) => Body::from(bytes),
+            Err(_) => return Attempt::Unknown,
+        },
+    };
+    if asked == Asked::Write && status.is_success() {
+        wait_until_seen_here(handle, &headers, deadline).await;
+    }
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    Attempt::Done(Done::Relayed(response))
+}
+
+/// So that the next read on the same connection sees the write.
+async fn wait_until_seen_here(handle: &Handle, headers: &HeaderMap, deadline: Instant) {
+    let id = headers.get(X_KV_ID).and_then(|id| id.to_str().ok()).and_then(|id| id.parse().ok());
+    if let Some(id) = id {
+        handle.wait_applied(EntryId(id), deadline.min(Instant::now() + APPLY_WAIT)).await;
+    }
+}
+
+fn selected(headers: &HeaderMap, names: &[HeaderName]) -> HeaderMap {
+    let mut chosen = HeaderMap::with_capacity(names.len());
+    for name in names {
+        for value in headers.get_all(name) {
+            chosen.append(name.clone(), value.clone());
+        }
+    }
+    chosen
+}
+
+/// Waits half to all of `pause`, or until somebody else leads.
+async fn back_off(handle: &Handle, seen: &View, pause: Duration) {
+    let pause = pause.mul_f64(0.5 + 0.5 * random_share());
+    let another = |view: &View| view.epoch != seen.epoch || view.leader != seen.leader || view.role != seen.role;
+    handle.wait_view(Instant::now() + pause, another).await;
+}
+
+/// In [0, 1): spreads attempts of many waiting requests.
+fn random_share() -> f64 {
+    let drawn = getrandom::u32().unwrap_or(u32::MAX / 2);
+    f64::from(drawn) / (f64::from(u32::MAX) + 1.0)
+}
+
+/// A reply that belongs to another kind of request: our bug.
+pub(crate) fn unexpected(reply: &Reply) -> Failure {
+    tracing::error!(?reply, "the replica answered another question than was asked");
+    Failure::internal("The node did not understand its own answer")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_arrives_at_the_leader_as_it_was_asked_or_not_at_all() {
+        let forwarded = |path: &'static str| leader_address("http://leader:8000/", &Uri::from_static(path));
+        let kept = |path: &'static str| forwarded(path).map(|url| url.to_string());
+        assert_eq!(kept("/key/a%2Fb?client_id=x"), Some("http://leader:8000/key/a%2Fb?client_id=x".to_owned()));
+        assert!(forwarded("/key/a|b^c").is_some());
+        assert!(forwarded("/key/...").is_some());
+        for rewritten in ["/key/..", "/key/%2e", "/key/%2E%2e", "/key/.%2e/history", "/key/%2e/history"] {
+            assert_eq!(forwarded(rewritten), None, "{rewritten}");
+        }
+    }
+
+    #[test]
+    fn pauses_are_spread() {
+        let shares: Vec<f64> = (0..100).map(|_| random_share()).collect();
+        assert!(shares.iter().all(|share| (0.0..1.0).contains(share)));
+        assert!(shares.iter().any(|share| *share < 0.5) && shares.iter().any(|share| *share >= 0.5));
+    }
+}

@@ -1,0 +1,101 @@
+//! What holds for every request, whatever its route: `X-Kv-Id` on the answer, counting, an answer to
+//! a handler that panicked, and to paths and methods that do not exist. Wraps the router; called for
+//! each request by the server.
+
+use std::convert::Infallible;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::header::{CONNECTION, CONTENT_LENGTH};
+use axum::http::{HeaderValue, Method, Request, StatusCode};
+use axum::response::{IntoResponse, Response};
+use futures::FutureExt;
+
+use super::App;
+use super::answer::{self, X_KV_ID};
+use super::error::{Code, Failure};
+use crate::metrics::Route;
+
+#[derive(Clone)]
+pub(crate) struct Service {
+    app: App,
+    router: Router,
+}
+
+impl Service {
+    pub(crate) fn new(app: App, router: Router) -> Self {
+        Self { app, router }
+    }
+}
+
+impl tower::Service<Request<Body>> for Service {
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let route = route_of(&request);
+        let app = self.app.clone();
+        let answer = tower::Service::call(&mut self.router, request);
+        Box::pin(async move {
+            let answered = AssertUnwindSafe(answer).catch_unwind().await;
+            let mut response =
+                answered.map_or_else(|_| panicked(), |answer| answer.unwrap_or_else(|never| match never {}));
+            finish(&app, &mut response);
+            app.metrics().count_request(route, response.status().as_u16());
+            Ok(response)
+        })
+    }
+}
+
+/// The panic itself was reported by the panic hook.
+fn panicked() -> Response {
+    Failure::internal("The request could not be handled; the node's log says why").into_response()
+}
+
+fn finish(app: &App, response: &mut Response) {
+    if !response.headers().contains_key(X_KV_ID) {
+        response.headers_mut().insert(X_KV_ID, answer::number(app.applied().0));
+    }
+    if app.handle().is_ok_and(|handle| handle.is_draining()) {
+        // So that no client finds its idle connection closed under its next request.
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+}
+
+/// Metrics tell routes apart by a short fixed list.
+fn route_of(request: &Request<Body>) -> Route {
+    let path = request.uri().path();
+    let first = path[1.min(path.len())..].split('/').next().unwrap_or_default();
+    match (first, request.method()) {
+        ("key", &Method::PUT) => Route::KeyPut,
+        ("key", &Method::DELETE) => Route::KeyDelete,
+        ("key", _) => Route::KeyGet,
+        ("keys", _) => Route::Keys,
+        ("segments" | "compaction" | "deduplication_stats" | "request_status" | "snapshot", _) => Route::Log,
+        ("cluster" | "cluster_status" | "status" | "settings", _) => Route::Cluster,
+        ("livez" | "readyz" | "metrics", _) => Route::Probe,
+        _ => Route::Other,
+    }
+}
+
+pub(crate) async fn unknown_route() -> Failure {
+    Failure::new(Code::NotFound, "Not Found")
+}
+
+/// The router adds `Allow`. OPTIONS of a path that exists is answered by that alone.
+pub(crate) async fn method_not_allowed(method: Method) -> Response {
+    if method != Method::OPTIONS {
+        return Failure::new(Code::MethodNotAllowed, "Method Not Allowed").into_response();
+    }
+    let mut response = StatusCode::NO_CONTENT.into_response();
+    response.headers_mut().remove(CONTENT_LENGTH);
+    response
+}

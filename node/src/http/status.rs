@@ -1,0 +1,240 @@
+//! `/status`, `/cluster_status` and `/snapshot` of the node asked: the replica's own status with what
+//! the node adds, and the original's document made from it.
+
+use std::collections::BTreeMap;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::Request;
+use axum::response::Response;
+use kv_core::contract::{self, Reply};
+use kv_core::message::Hello;
+use kv_core::status::{
+    CorruptionReport, DamagedPlace, DiskStatus, Health, MemberStatus, MissingIds, NodeStatus, ReplicaStatus, Role,
+    TornTail,
+};
+use serde::Serialize;
+
+use super::App;
+use super::answer;
+use super::auth;
+use super::error::{Asked, Failure};
+use super::forward;
+use super::query::Query;
+use crate::driver::Handle;
+use crate::wal::RecoveryReport;
+
+/// What the node knows of itself, all of it.
+pub(crate) async fn node_status(app: &App) -> Result<NodeStatus, Failure> {
+    let handle = app.handle()?;
+    let replica = replica_status(app, handle).await?;
+    let hello = hello(app, handle).await?;
+    let asked = handle.clone();
+    let report = tokio::task::spawn_blocking(move || asked.status_extra()).await;
+    let report = report.map_err(|_| Failure::internal("The node could not look at its volume"))?;
+    let own = replica.members.iter().find(|member| member.member_id == replica.member_id);
+    Ok(NodeStatus {
+        url: hello.url,
+        peer_url: hello.peer_url,
+        start_id: format!("{:016x}", hello.start_id),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        ready: report.ready,
+        draining: report.draining,
+        disk: DiskStatus {
+            used_bytes: report.disk_used_bytes,
+            available_bytes: report.disk_available_bytes,
+            full: own.is_some_and(|member| member.storage_full),
+        },
+        corruption: corruption(&report.recovery),
+        replica,
+    })
+}
+
+fn corruption(recovery: &RecoveryReport) -> CorruptionReport {
+    let place = |damage: &crate::wal::Damage| DamagedPlace {
+        file: damage.file.clone(),
+        offset: damage.offset,
+        reason: damage.reason.clone(),
+    };
+    CorruptionReport {
+        damaged_places: recovery.damage_total,
+        places: recovery.damage.iter().map(place).collect(),
+        missing: recovery.missing.iter().map(|ids| MissingIds { first: ids.first, last: ids.last }).collect(),
+        torn_tail: recovery.torn_tail.clone().map(|tail| TornTail {
+            file: tail.file,
+            offset: tail.offset,
+            bytes: tail.bytes,
+            saved_as: tail.saved_as,
+        }),
+        orphans: recovery.orphans.clone(),
+    }
+}
+
+pub(crate) async fn replica_status(app: &App, handle: &Handle) -> Result<ReplicaStatus, Failure> {
+    match ask(app, handle, contract::Request::Status).await? {
+        Reply::Status(status) => Ok(*status),
+        other => Err(forward::unexpected(&other)),
+    }
+}
+
+async fn hello(app: &App, handle: &Handle) -> Result<Hello, Failure> {
+    match ask(app, handle, contract::Request::Hello).await? {
+        Reply::Hello(hello) => Ok(*hello),
+        other => Err(forward::unexpected(&other)),
+    }
+}
+
+async fn ask(app: &App, handle: &Handle, request: contract::Request) -> Result<Reply, Failure> {
+    match handle.request(request, app.deadline()).await {
+        Ok(Reply::Refused(refusal)) => Err(refusal.into()),
+        Ok(reply) => Ok(reply),
+        Err(error) => Err(Failure::call(error, Asked::Read)),
+    }
+}
+
+#[utoipa::path(get, path = "/status", tag = "cluster", summary = "Everything this node knows of itself",
+    responses((status = 200, body = super::openapi::NodeDocument), super::openapi::LocalErrors))]
+pub(crate) async fn status(State(app): State<App>, request: Request<Body>) -> Result<Response, Failure> {
+    Query::parse(request.uri().query(), &[])?;
+    Ok(answer::document(&node_status(&app).await?))
+}
+
+/// A server without heartbeats: the node itself.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(crate) struct SelfDocument {
+    id: String,
+    url: String,
+    #[schema(value_type = String, examples("healthy"))]
+    status: Health,
+}
+
+/// A server as its heartbeats show it.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(crate) struct PeerDocument {
+    /// Only of a leader.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
+    url: Option<String>,
+    #[schema(value_type = String, examples("healthy", "down"))]
+    status: Health,
+    /// Unix seconds; null: never.
+    last_heartbeat: Option<f64>,
+    seconds_since_last_heartbeat: Option<f64>,
+}
+
+/// Seconds; whole ones are shown without a fraction, as the original's setting is.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+#[serde(untagged)]
+pub(crate) enum Seconds {
+    Whole(u64),
+    Fraction(f64),
+}
+
+impl Seconds {
+    fn of_ms(ms: u64) -> Self {
+        if ms.is_multiple_of(1000) { Self::Whole(ms / 1000) } else { Self::Fraction(seconds(ms)) }
+    }
+}
+
+fn seconds(ms: u64) -> f64 {
+    std::time::Duration::from_millis(ms).as_secs_f64()
+}
+
+/// `/cluster_status` of a leader.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(crate) struct LeaderView {
+    leader: SelfDocument,
+    followers: BTreeMap<String, PeerDocument>,
+    heartbeat_interval: Seconds,
+}
+
+/// `/cluster_status` of any other node.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(crate) struct FollowerView {
+    follower: SelfDocument,
+    /// null: not known.
+    leader: Option<PeerDocument>,
+    /// The other members that it exchanges heartbeats with.
+    followers: BTreeMap<String, PeerDocument>,
+    heartbeat_interval: Seconds,
+}
+
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+#[serde(untagged)]
+pub(crate) enum ClusterStatusDocument {
+    Leader(LeaderView),
+    Follower(FollowerView),
+}
+
+#[utoipa::path(get, path = "/cluster_status", tag = "cluster", summary = "Who is healthy, as this node hears it",
+    responses((status = 200, body = ClusterStatusDocument), super::openapi::LocalErrors))]
+pub(crate) async fn cluster_status(State(app): State<App>, request: Request<Body>) -> Result<Response, Failure> {
+    Query::parse(request.uri().query(), &[])?;
+    let handle = app.handle()?;
+    let replica = replica_status(&app, handle).await?;
+    let interval = Seconds::of_ms(app.heartbeat_interval_ms());
+    Ok(answer::document(&cluster_document(&replica, &app.config().url, interval, unix_seconds())))
+}
+
+fn cluster_document(
+    replica: &ReplicaStatus,
+    own_url: &str,
+    heartbeat_interval: Seconds,
+    now: f64,
+) -> ClusterStatusDocument {
+    let own = SelfDocument { id: replica.name.to_string(), url: own_url.to_owned(), status: Health::Healthy };
+    let leader_id = replica.leader.as_ref().map(|leader| leader.member_id);
+    let is_other = |m: &&MemberStatus| m.member_id != replica.member_id && Some(m.member_id) != leader_id;
+    let others = replica.members.iter().filter(is_other);
+    let followers = others.map(|member| (member.name.to_string(), peer(member, now))).collect();
+    if replica.role == Role::Leader {
+        return ClusterStatusDocument::Leader(LeaderView { leader: own, followers, heartbeat_interval });
+    }
+    let leader = leader_document(replica, now);
+    ClusterStatusDocument::Follower(FollowerView { follower: own, leader, followers, heartbeat_interval })
+}
+
+fn peer(member: &MemberStatus, now: f64) -> PeerDocument {
+    let since = member.heard_ms_ago.map(seconds);
+    PeerDocument {
+        id: None,
+        url: member.url.clone(),
+        status: if since.is_none() { Health::Down } else { member.health },
+        last_heartbeat: since.map(|since| now - since),
+        seconds_since_last_heartbeat: since,
+    }
+}
+
+fn leader_document(replica: &ReplicaStatus, now: f64) -> Option<PeerDocument> {
+    let leader = replica.leader.as_ref()?;
+    let member = replica.members.iter().find(|member| member.member_id == leader.member_id);
+    let since = replica.leader_heard_ms_ago.map(seconds);
+    let health = member.map_or(Health::Healthy, |member| member.health);
+    Some(PeerDocument {
+        id: Some(leader.name.to_string()),
+        url: leader.url.clone(),
+        status: if since.is_none() { Health::Down } else { health },
+        last_heartbeat: since.map(|since| now - since),
+        seconds_since_last_heartbeat: since,
+    })
+}
+
+fn unix_seconds() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+}
+
+#[utoipa::path(get, path = "/snapshot", tag = "cluster", summary = "The whole state at one applied id, as a stream",
+    security(("token" = [])),
+    responses((status = 200, content_type = "application/x-ndjson", body = String,
+            description = "Lines with checksums, for `kv-node restore`"),
+        super::openapi::GuardedErrors))]
+pub(crate) async fn snapshot(State(app): State<App>, request: Request<Body>) -> Result<Response, Failure> {
+    auth::check(&app, request.headers())?;
+    Query::parse(request.uri().query(), &[])?;
+    let handle = app.handle()?;
+    if !handle.view().serves {
+        return Err(Failure::not_ready("The node has no complete state yet"));
+    }
+    Err(Failure::internal("Snapshots are not built yet"))
+}
