@@ -26,7 +26,7 @@ const SNAPSHOTS_MAX: usize = 4;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// The same complaint about the same source is repeated after this time at the earliest.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
-/// Most sources that complaints are remembered of.
+/// Most complaints in that time; sources choose their texts, in part.
 const COMPLAINTS_MAX: usize = 256;
 
 /// Runs until the transport stops.
@@ -81,24 +81,28 @@ impl HalfOpen {
     }
 }
 
-/// What was last logged about each source, and when.
+/// What was lately logged about whom, and when.
 #[derive(Debug, Default)]
 struct Complaints {
-    by_source: HashMap<IpAddr, (String, Instant)>,
+    said: HashMap<(IpAddr, String), Instant>,
 }
 
 impl Complaints {
-    /// Remembers it, too.
+    /// Remembers it, too. When there is too much to remember, silence: the counter goes on.
     fn is_new(&mut self, source: IpAddr, text: &str) -> bool {
-        let is_recent = |(last, said): &(String, Instant)| last == text && said.elapsed() < COMPLAINT_INTERVAL;
-        if self.by_source.get(&source).is_some_and(is_recent) {
+        let is_recent = |said: &Instant| said.elapsed() < COMPLAINT_INTERVAL;
+        let key = (source, text.to_owned());
+        if self.said.get(&key).is_some_and(is_recent) {
             return false;
         }
-        if self.by_source.len() >= COMPLAINTS_MAX {
-            self.by_source.clear();
+        if self.said.len() >= COMPLAINTS_MAX {
+            self.said.retain(|_, said| is_recent(said));
         }
-        self.by_source.insert(source, (text.to_owned(), Instant::now()));
-        true
+        let has_room = self.said.len() < COMPLAINTS_MAX;
+        if has_room {
+            self.said.insert(key, Instant::now());
+        }
+        has_room
     }
 }
 
@@ -185,5 +189,36 @@ impl Place {
                 self.acceptor.complain(self.source, error);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    const SOURCE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+    #[test]
+    fn a_complaint_is_made_once_and_their_number_is_bounded() {
+        let mut complaints = Complaints::default();
+        let made = |complaints: &mut Complaints, text: &str| complaints.is_new(SOURCE, text);
+        assert!(made(&mut complaints, "wrong cluster") && made(&mut complaints, "wrong secret"));
+        assert!(!made(&mut complaints, "wrong cluster") && !made(&mut complaints, "wrong secret"));
+        let more = (0..2 * COMPLAINTS_MAX).filter(|n| made(&mut complaints, &n.to_string())).count();
+        assert_eq!(more, COMPLAINTS_MAX - 2);
+    }
+
+    #[test]
+    fn no_source_takes_all_places_and_each_is_given_back() {
+        let mut half_open = HalfOpen::default();
+        let taken = (0..HALF_OPEN_MAX).filter(|_| half_open.enter(SOURCE)).count();
+        assert_eq!(taken, HALF_OPEN_PER_SOURCE_MAX);
+        assert!(half_open.enter(IpAddr::V4(Ipv4Addr::BROADCAST)));
+        for _ in 0..taken {
+            half_open.leave(SOURCE);
+        }
+        assert_eq!((half_open.total, half_open.by_source.len()), (1, 1));
     }
 }

@@ -21,6 +21,8 @@ use super::{Counters, TransportEvent};
 
 /// A write buffer that a long line has grown beyond this is given back.
 const WRITE_BUFFER_BYTES_KEPT: usize = 2 << 20;
+/// What one read from the socket takes at most, unless a longer frame has begun.
+const READ_BUFFER_BYTES: usize = 64 << 10;
 /// How long a connection that is closed on purpose may take to write what is queued.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -71,7 +73,12 @@ impl Connection {
     ) {
         if let Reading::NotYet(half) = &mut self.reading {
             let half = half.take().expect("taken only here, and then replaced");
-            let reader = Reader { frames: FramedRead::new(half, frame::codec()), from, events, counters };
+            let reader = Reader {
+                frames: FramedRead::with_capacity(half, frame::codec(), READ_BUFFER_BYTES),
+                from,
+                events,
+                counters,
+            };
             self.reading = Reading::Task(AbortOnDropHandle::new(tokio::spawn(reader.run())));
         }
     }
@@ -168,7 +175,7 @@ struct Reader {
 impl Reader {
     async fn run(mut self) -> End {
         while let Some(frame) = self.frames.next().await {
-            let message = match frame.map_err(End::from_codec).and_then(|frame| self.decode(frame.freeze())) {
+            let message = match frame.map_err(End::from_codec).and_then(|frame| self.decode(&frame)) {
                 Ok(message) => message,
                 Err(end) => return self.explain(end).await,
             };
@@ -180,10 +187,12 @@ impl Reader {
         End::Closed
     }
 
-    fn decode(&self, payload: Bytes) -> Result<Message, End> {
+    /// The lines of a message may be kept for long: they must hold their own frame in memory, and not
+    /// a read buffer that was mostly heartbeats.
+    fn decode(&self, payload: &[u8]) -> Result<Message, End> {
         Counters::add(&self.counters.frames_received, 1);
         Counters::add(&self.counters.bytes_received, (payload.len() + LENGTH_BYTES) as u64);
-        frame::decode(payload).map_err(End::Frame)
+        frame::decode(Bytes::copy_from_slice(payload)).map_err(End::Frame)
     }
 
     /// Counts what was wrong with a frame, and tells the driver of a line that this release cannot know.

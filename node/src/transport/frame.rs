@@ -19,7 +19,8 @@ const VALUE_BYTES_MAX: usize = 8 << 20;
 const FRAME_OVERHEAD_BYTES: usize = 64 << 10;
 /// Longest payload of a frame, either way: one line of the largest value fits.
 pub(crate) const FRAME_BYTES_MAX: usize = VALUE_BYTES_MAX + FRAME_OVERHEAD_BYTES;
-/// Lines of one frame, unless a single line is longer: a heartbeat waits for no more than this.
+/// Lines of one frame, unless a single line is longer: the receiver can begin to sync the first lines
+/// of a long append while the others are on their way.
 const FRAME_LINES_BYTES: usize = 1 << 20;
 /// Digits of the CRC-32 (IEEE) of the type byte and the header.
 const CHECKSUM_DIGITS: usize = 8;

@@ -14,7 +14,7 @@ pub(crate) const CONTROL_FRAMES_MAX: usize = 4096;
 pub(crate) const BULK_FRAMES_MAX: usize = 16_384;
 /// Most bytes of log lines: twice the replica's window.
 pub(crate) const BULK_BYTES_MAX: usize = 16 << 20;
-/// Bytes of lines that one write takes: what a heartbeat waits for at most, but for one long line.
+/// Bytes of lines that one write takes: a heartbeat waits for no more, unless one message has more.
 const BATCH_BYTES: usize = 1 << 20;
 
 #[derive(Debug, Default)]

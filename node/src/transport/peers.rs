@@ -11,7 +11,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::handshake::{Credentials, Proven, Refusal, RefusalKind, refuse_proven};
+use super::handshake::{Arbiter, Credentials, Proven, Refusal, RefusalKind, refuse_proven};
 use super::outbox::{Full, Outbox};
 use super::{Counters, TransportEvent};
 
@@ -40,8 +40,21 @@ pub(crate) struct Peer {
     noted: Notify,
     /// Of the open connection.
     outbox: Mutex<Option<Arc<Outbox>>>,
-    /// The last connection number that the other side opened, and by which start of its process.
-    seen: Mutex<Option<(u64, u64)>>,
+    seen: Mutex<Seen>,
+}
+
+/// The last connection that the other side opened. 0: none.
+#[derive(Debug, Clone, Copy, Default)]
+struct Seen {
+    start_id: u64,
+    connection: u64,
+}
+
+impl Seen {
+    /// The number, if the other side is still the same process.
+    fn of_process(self, hello: &Hello) -> u64 {
+        if self.start_id == hello.start_id { self.connection } else { 0 }
+    }
 }
 
 /// What the task of a peer is to do.
@@ -119,9 +132,11 @@ impl Shared {
         }
     }
 
-    /// Refuses a connection in the background.
+    /// Refuses a connection in the background; one that the other side has opened just ends.
     fn refuse(&self, proven: Proven, kind: RefusalKind, reason: &str) {
-        self.tasks.spawn(refuse_proven(proven.stream, Refusal::new(kind, reason)));
+        if let Arbiter::Here { .. } = proven.arbiter {
+            self.tasks.spawn(refuse_proven(proven.stream, Refusal::new(kind, reason)));
+        }
     }
 
     pub(crate) fn send(&self, to: MemberId, message: Message) {
@@ -194,15 +209,11 @@ impl Peer {
         None
     }
 
-    /// The last connection that the other side opened to this process, if its own is still the same.
-    fn seen(&self, hello: &Hello) -> u64 {
-        match *self.seen.lock().expect("no holder of this lock panics") {
-            Some((start_id, connection)) if start_id == hello.start_id => connection,
-            _ => 0,
-        }
+    fn seen(&self) -> Seen {
+        *self.seen.lock().expect("no holder of this lock panics")
     }
 
     fn set_seen(&self, hello: &Hello, connection: u64) {
-        *self.seen.lock().expect("no holder of this lock panics") = Some((hello.start_id, connection));
+        *self.seen.lock().expect("no holder of this lock panics") = Seen { start_id: hello.start_id, connection };
     }
 }

@@ -202,10 +202,12 @@ impl PeerTask {
     }
 
     fn greet(&mut self, stream: TcpStream) {
-        let (shared, peer) = (self.shared.clone(), self.peer.clone());
+        let (shared, expected) = (self.shared.clone(), self.peer.id);
+        // Read now, while nothing is connected: what is seen during the handshake is not lost.
+        let seen = self.peer.seen();
         self.link = Link::Greeting(AbortOnDropHandle::new(tokio::spawn(async move {
             dial::tune_for_messages(&stream)?;
-            let handshake = handshake::dial_peer(stream, &shared.credentials, peer.id, |hello| peer.seen(hello));
+            let handshake = handshake::dial_peer(stream, &shared.credentials, expected, |hello| seen.of_process(hello));
             timeout(HANDSHAKE_TIMEOUT, handshake).await.unwrap_or(Err(HandshakeError::TimedOut))
         })));
     }
