@@ -1,0 +1,199 @@
+//! One driver over a real log in a temporary directory, and groups of them over loopback.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kv_core::command::{Change, Command, Key, Precondition, Value};
+use kv_core::contract::{Failover, Limits, Refusal, Reply, Request, Tuning};
+use kv_core::entry::EntryId;
+use kv_core::group::{ClusterId, MemberId, MemberInfo, NodeName, Settings};
+use kv_core::message::Hello;
+use kv_core::status::Role;
+use tokio::net::TcpListener;
+use tokio::time::Instant;
+
+use super::*;
+use crate::wal::{NewVolume, Options, open};
+
+/// Longest wait for anything in these tests.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+fn soon() -> Instant {
+    Instant::now() + PATIENCE
+}
+
+async fn start_node(dir: &Path, name: &str) -> Handle {
+    let storage = Arc::new(FileStorage::open(dir).expect("a directory of our own"));
+    let member_id = MemberId(random_u64());
+    let volume = NewVolume { name: NodeName::new(name).expect("a name"), member_id, settings: Settings::default() };
+    let opened = open(storage, &Options::default(), &volume).expect("a good log");
+    let peer_listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let peer_url = peer_listener.local_addr().expect("bound").to_string();
+    let boot = BootOptions {
+        url: format!("http://{name}"),
+        peer_url,
+        tuning: Tuning { heartbeat_interval_ms: 20, heartbeat_timeout_ms: 400, failover: Failover::Manual },
+        lead_at_start: false,
+        limits: Limits::default(),
+        start_id: random_u64(),
+    };
+    start(opened, DriverConfig { boot, peer_listener, peer_secret: None })
+}
+
+async fn ask(node: &Handle, request: Request) -> Reply {
+    node.request(request, soon()).await.expect("an answer in time")
+}
+
+async fn hello(node: &Handle) -> Hello {
+    match ask(node, Request::Hello).await {
+        Reply::Hello(hello) => *hello,
+        other => panic!("not a hello: {other:?}"),
+    }
+}
+
+async fn info(node: &Handle) -> MemberInfo {
+    let Hello { name, member_id, peer_url, .. } = hello(node).await;
+    MemberInfo { name, member_id, peer_url }
+}
+
+fn bootstrap(voters: Vec<MemberInfo>) -> Request {
+    let cluster_id = ClusterId::new("test").expect("a name");
+    Request::Bootstrap { target_member_id: None, cluster_id, voters, settings: Settings::default() }
+}
+
+async fn found(nodes: &[&Handle]) {
+    let mut voters = Vec::new();
+    for node in nodes {
+        voters.push(info(node).await);
+    }
+    for node in nodes {
+        let reply = ask(node, bootstrap(voters.clone())).await;
+        assert!(matches!(reply, Reply::Done { .. }), "{reply:?}");
+    }
+    let reply = ask(nodes[0], Request::Lead { target: None }).await;
+    assert!(matches!(reply, Reply::Done { .. }), "{reply:?}");
+}
+
+fn set(key: &str, json: &str) -> Request {
+    let key = Key::new(key).expect("a key");
+    let value = Value::from_json(json.as_bytes(), 1 << 20).expect("a value");
+    Request::Write(Command { key, change: Change::Set(value), precondition: Precondition::default(), request: None })
+}
+
+async fn write(node: &Handle, key: &str, json: &str) -> EntryId {
+    match ask(node, set(key, json)).await {
+        Reply::Written { written, replay: false } => written.id,
+        other => panic!("not written: {other:?}"),
+    }
+}
+
+fn value(node: &Handle, key: &str) -> Option<String> {
+    let current = node.keyspace().get(key).found?;
+    Some(String::from_utf8_lossy(&current.value).into_owned())
+}
+
+async fn stop(node: Handle) {
+    node.stop();
+    assert_eq!(node.stopped().await, Stopped::Requested);
+}
+
+#[tokio::test]
+#[ignore = "needs the log"]
+async fn an_empty_node_refuses_and_a_founded_one_keeps_what_it_answered() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let node = start_node(dir.path(), "a").await;
+    let refused = ask(&node, set("k", "1")).await;
+    assert!(matches!(refused, Reply::Refused(Refusal::NotReady(_))), "{refused:?}");
+    assert!(!node.is_ready());
+
+    found(&[&node]).await;
+    let id = write(&node, "k", "[1, 2]").await;
+    assert_eq!(id, EntryId(1));
+    assert_eq!(value(&node, "k").as_deref(), Some("[1,2]"));
+    assert!(node.lease_held());
+    node.wait_view(soon(), |view| view.caught_up).await.expect("caught up");
+    assert!(node.is_ready());
+    stop(node).await;
+
+    let node = start_node(dir.path(), "a").await;
+    assert_eq!(value(&node, "k").as_deref(), Some("[1,2]"));
+    assert_eq!(hello(&node).await.incarnation, 2);
+    node.wait_view(soon(), |view| view.role == Role::Leader && view.caught_up).await.expect("leads again");
+    assert!(write(&node, "k", "2").await > id);
+    stop(node).await;
+}
+
+#[tokio::test]
+#[ignore = "needs the log"]
+async fn a_request_too_many_is_refused_at_once_and_a_stopped_node_answers_nobody() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let node = start_node(dir.path(), "a").await;
+    found(&[&node]).await;
+    // On one thread the driver gets its turn only when this task waits.
+    let asked = (0..=handle::REQUESTS_MAX).map(|_| node.request(Request::Hello, soon()));
+    let answers = futures::future::join_all(asked).await;
+    let busy = answers.iter().filter(|answer| **answer == Err(CallError::Busy)).count();
+    assert_eq!(busy, 1);
+    assert!(answers.iter().all(|answer| matches!(answer, Ok(Reply::Hello(_)) | Err(CallError::Busy))));
+
+    let other = node.clone();
+    stop(node).await;
+    assert_eq!(other.request(Request::Hello, soon()).await, Err(CallError::Stopped));
+    assert!(!other.is_ready());
+}
+
+#[tokio::test]
+#[ignore = "needs the log"]
+async fn who_waits_for_an_id_is_woken_by_it_or_by_the_deadline() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let node = start_node(dir.path(), "a").await;
+    found(&[&node]).await;
+    assert!(!node.wait_applied(EntryId(2), Instant::now() + Duration::from_millis(30)).await);
+    let waiting = tokio::spawn({
+        let node = node.clone();
+        async move { node.wait_applied(EntryId(2), soon()).await }
+    });
+    write(&node, "a", "1").await;
+    write(&node, "b", "2").await;
+    assert!(waiting.await.expect("no panic"));
+    assert_eq!(node.applied(), EntryId(2));
+    assert!(node.wait_applied(EntryId(1), Instant::now()).await);
+    stop(node).await;
+}
+
+#[tokio::test]
+#[ignore = "needs the log"]
+async fn what_was_written_on_the_leader_is_read_on_every_follower() {
+    let dirs: Vec<_> = (0..3).map(|_| tempfile::tempdir().expect("a directory")).collect();
+    let mut nodes = Vec::new();
+    for (dir, name) in dirs.iter().zip(["a", "b", "c"]) {
+        nodes.push(start_node(dir.path(), name).await);
+    }
+    found(&[&nodes[0], &nodes[1], &nodes[2]]).await;
+    for i in 0..50 {
+        write(&nodes[0], &format!("k{i}"), &i.to_string()).await;
+    }
+    let last = nodes[0].applied();
+    for node in &nodes {
+        assert!(node.wait_applied(last, soon()).await);
+        assert_eq!(value(node, "k49").as_deref(), Some("49"));
+    }
+    let refused = ask(&nodes[1], set("k", "1")).await;
+    let leader = Some(info(&nodes[0]).await.member_id);
+    assert_eq!(refused, Reply::Refused(Refusal::NotLeader { leader }));
+
+    // A switchover ends what was forwarded under the old epoch.
+    let epoch = nodes[2].view().epoch;
+    let seen = tokio::spawn({
+        let node = nodes[2].clone();
+        async move { node.epoch_above(epoch).await }
+    });
+    let reply = ask(&nodes[1], Request::Lead { target: None }).await;
+    assert!(matches!(reply, Reply::Done { .. }), "{reply:?}");
+    tokio::time::timeout(PATIENCE, seen).await.expect("in time").expect("no panic");
+    write(&nodes[1], "k", "1").await;
+    for node in nodes {
+        stop(node).await;
+    }
+}
