@@ -227,7 +227,7 @@ impl Replica {
             urls: Arc::default(),
             hard,
         };
-        replica.persist.start(replica.log.last().id);
+        replica.persist.start(replica.log.last().id, replica.hard.promise);
         replica.schedule_election(now);
         if replica.wants_to_lead_now() {
             replica.campaign_at_ms = now.mono_ms;

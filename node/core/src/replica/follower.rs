@@ -4,7 +4,7 @@
 use super::persist::Then;
 use super::{Replica, Role};
 use crate::contract::{Note, Now};
-use crate::entry::{Body, Control, Entry, EntryId, Epoch, LogPosition};
+use crate::entry::{Body, Control, Entry, EntryId, Epoch};
 use crate::group::{ConfigurationAt, MemberId};
 use crate::message::{Append, AppendAck, AppendResult, Heartbeat, Message, Round};
 
@@ -226,10 +226,5 @@ impl Replica {
             Role::Candidate(_) | Role::Follower(_) => {}
         }
         self.schedule_election(now);
-    }
-
-    /// The last position that this replica would show a voter.
-    pub(super) fn last_position(&self) -> LogPosition {
-        self.log.last()
     }
 }

@@ -27,15 +27,18 @@ impl Replica {
         !self.is_voter() || accepted + 1 >= quorum::majority(voters)
     }
 
+    /// Only what is on disk is shown: it is held against this member at its next start.
     pub fn hello(&self) -> Hello {
+        let durable = self.persist.durable();
+        let epoch = self.log.epoch_at(durable).expect("what is durable is in the log");
         Hello {
             name: self.hard.name.clone(),
             member_id: self.me(),
             cluster_id: self.hard.cluster_id.clone(),
             incarnation: self.hard.incarnation,
             start_id: self.me.start_id,
-            promise: self.hard.promise,
-            durable: self.last_position(),
+            promise: self.persist.promised(),
+            durable: LogPosition { epoch, id: durable },
             feature_level: Self::feature_level_of_this_build(),
             url: self.me.url.clone(),
             peer_url: self.me.peer_url.clone(),

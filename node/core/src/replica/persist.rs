@@ -7,7 +7,7 @@ use super::Replica;
 use crate::contract::{Effect, Now, Persist, Reply, Token};
 use crate::entry::EntryId;
 use crate::group::MemberId;
-use crate::message::Message;
+use crate::message::{Message, Promise};
 
 /// What to do once a number is durable.
 #[derive(Debug)]
@@ -20,6 +20,8 @@ pub(super) enum Then {
     OwnVote,
     /// This member has become part of a group.
     Founded,
+    /// The promise on disk, and so what may be shown of it.
+    Promised(Promise),
 }
 
 #[derive(Debug, Default)]
@@ -30,13 +32,20 @@ pub(super) struct PersistQueue {
     durable: EntryId,
     /// The number of the last saved promise: no vote or acknowledgement leaves before it.
     promise_seq: u64,
+    promised: Promise,
     /// The number of the last snapshot installation.
     install_seq: u64,
 }
 
 impl PersistQueue {
-    pub(super) fn start(&mut self, durable: EntryId) {
+    pub(super) fn start(&mut self, durable: EntryId, promised: Promise) {
         self.durable = durable;
+        self.promised = promised;
+    }
+
+    /// The promise that is on disk; the present one may still be on its way there.
+    pub(super) fn promised(&self) -> Promise {
+        self.promised
     }
 
     pub(super) fn durable(&self) -> EntryId {
@@ -81,11 +90,9 @@ impl Replica {
     }
 
     pub(super) fn persist_state(&mut self) {
-        self.submit_entries();
         self.hard.committed = self.applied();
         self.saved_committed = self.committed;
-        self.persist(Persist::State(Box::new(self.hard.clone())));
-        self.persist.promise_seq = self.persist.submitted;
+        self.persist_with_state(Persist::State(Box::new(self.hard.clone())));
     }
 
     /// Like [`Self::persist`] for operations that carry the state themselves.
@@ -93,6 +100,7 @@ impl Replica {
         self.submit_entries();
         self.persist(op);
         self.persist.promise_seq = self.persist.submitted;
+        self.persist.then(Then::Promised(self.hard.promise));
     }
 
     pub(super) fn persist_cut(&mut self, keep: EntryId) {
@@ -115,6 +123,7 @@ impl Replica {
         self.persist.done = self.persist.done.max(self.persist.install_seq);
         self.persist.waiting.retain(|(seq, _)| *seq > self.persist.install_seq);
         self.persist.durable = durable;
+        self.persist.promised = self.hard.promise;
     }
 
     pub(super) fn persist_install(&mut self, op: Persist) {
@@ -133,6 +142,7 @@ impl Replica {
                 Then::Reply(token, reply) => self.reply(token, reply),
                 Then::OwnVote => self.on_own_vote(now),
                 Then::Founded => self.on_founded(now),
+                Then::Promised(promise) => self.persist.promised = promise,
             }
         }
     }
