@@ -353,6 +353,9 @@ impl<'a> LineView<'a> {
 }
 
 #[cfg(test)]
+mod properties;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -277,33 +277,40 @@ impl Record {
     }
 
     fn supersede(&mut self, put: &Put<'_>) {
-        if put.version <= self.version {
-            // Only after a loss: the DELETE between the two was lost, and the key began anew.
+        if put.version <= self.version || put.history_limit == 0 {
+            // A version that does not rise: the DELETE in between was lost, and the key began anew.
             self.earlier = None;
-        } else if put.history_limit > 0 {
+        } else {
             let history = self.earlier.get_or_insert_default();
-            if history.len() == history.capacity() {
-                // From 1 on by doubling: a Vec would begin with 4, and most histories are short.
-                history.reserve_exact(history.len().max(1));
-            }
-            history.push_back(Locator { version: self.version, id: self.id });
+            drop_oldest(history, put.history_limit - 1);
+            push_tight(history, Locator { version: self.version, id: self.id });
         }
         self.value = Arc::from(put.value);
         self.id = put.id;
         self.version = put.version;
-        self.trim(put.history_limit);
     }
 
     fn trim(&mut self, history_limit: usize) {
         let Some(history) = &mut self.earlier else { return };
-        let surplus = history.len().saturating_sub(history_limit);
-        history.drain(..surplus);
+        drop_oldest(history, history_limit);
+        history.shrink_to_fit();
         if history.is_empty() {
             self.earlier = None;
-        } else if surplus > 1 {
-            history.shrink_to_fit();
         }
     }
+}
+
+fn drop_oldest(history: &mut History, keep: usize) {
+    let surplus = history.len().saturating_sub(keep);
+    history.drain(..surplus);
+}
+
+/// Room doubles from 1 on; by itself it would begin at 4, and most histories are short.
+pub(crate) fn push_tight(history: &mut History, locator: Locator) {
+    if history.len() == history.capacity() {
+        history.reserve_exact(history.len().max(1));
+    }
+    history.push_back(locator);
 }
 
 impl fmt::Debug for Keyspace {
@@ -321,3 +328,6 @@ pub(crate) fn read_lock<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
 pub(crate) fn write_lock<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
     lock.write().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;

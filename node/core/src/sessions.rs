@@ -6,7 +6,7 @@ mod record;
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::hash::{BuildHasher, Hash, Hasher};
+use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -81,16 +81,12 @@ impl Sessions {
 
     /// The record of a request that would be ordered at `ts_ms`, unless it has expired by then.
     pub fn lookup(&self, request: &RequestId, operation: OperationKind, ts_ms: u64) -> Option<SessionRecord> {
-        let hash = self.hash(request);
-        let shard = read_lock(self.shard(hash));
-        let found = shard.find(hash, |record| record.operation == operation && record.request == *request)?;
-        (!self.is_expired(found, ts_ms)).then(|| SessionRecord::clone(found))
+        self.find(request, |record| record.operation == operation && !self.is_expired(record, ts_ms))
     }
 
     /// Whether any operation of this client and request is remembered at `ts_ms`.
     pub fn knows_pair(&self, request: &RequestId, ts_ms: u64) -> bool {
-        let known = |operation| self.lookup(request, operation, ts_ms).is_some();
-        known(OperationKind::Set) || known(OperationKind::Delete)
+        self.find(request, |record| !self.is_expired(record, ts_ms)).is_some()
     }
 
     /// Whether any request of this client is remembered.
@@ -127,6 +123,12 @@ impl Sessions {
         self.evicted_total.fetch_add(earlier.evicted_total, Ordering::Relaxed);
     }
 
+    fn find(&self, request: &RequestId, fits: impl Fn(&SessionRecord) -> bool) -> Option<SessionRecord> {
+        let hash = self.hash(request);
+        let shard = read_lock(self.shard(hash));
+        shard.find(hash, |record| record.request == *request && fits(record)).map(|found| SessionRecord::clone(found))
+    }
+
     fn chunk(&self, from: EntryId, up_to: EntryId) -> Vec<Arc<SessionRecord>> {
         let order = read_lock(&self.order);
         let start = order.partition_point(|record| record.id < from);
@@ -138,9 +140,7 @@ impl Sessions {
     }
 
     fn hash(&self, request: &RequestId) -> u64 {
-        let mut hasher = self.hasher.build_hasher();
-        request.hash(&mut hasher);
-        hasher.finish()
+        self.hasher.hash_one(request)
     }
 
     fn shard(&self, hash: u64) -> &RwLock<Shard> {
@@ -157,6 +157,11 @@ impl Sessions {
     pub(crate) fn set_limits(&self, settings: &Settings) {
         self.expiry_ms.store(settings.dedup_expiry_seconds.saturating_mul(1000), Ordering::Relaxed);
         self.limit.store(usize::try_from(settings.dedup_limit).unwrap_or(usize::MAX), Ordering::Relaxed);
+    }
+
+    /// The record that apply goes by: it has swept already, and what the sweep left counts.
+    pub(crate) fn held(&self, request: &RequestId, operation: OperationKind) -> Option<SessionRecord> {
+        self.find(request, |record| record.operation == operation)
     }
 
     /// The totals count from here on.
@@ -215,6 +220,9 @@ impl Sessions {
             shard.insert_unique(hash, Arc::clone(&record), |record| self.hash(&record.request));
         }
         let mut order = write_lock(&self.order);
+        if order.back().is_none_or(|newest| newest.id < record.id) {
+            return order.push_back(record);
+        }
         let at = order.partition_point(|other| other.id < record.id);
         order.insert(at, record);
     }
@@ -242,10 +250,9 @@ impl Sessions {
 
     fn share_client(&self, client_id: &Arc<str>) -> Arc<str> {
         let mut clients = self.clients();
-        if let Some((shared, _)) = clients.get_key_value(client_id) {
-            let shared = Arc::clone(shared);
-            *clients.get_mut(&shared).expect("just found") += 1;
-            return shared;
+        if let Some((shared, records)) = clients.get_key_value_mut(client_id) {
+            *records += 1;
+            return Arc::clone(shared);
         }
         clients.insert(Arc::clone(client_id), 1);
         Arc::clone(client_id)
@@ -266,3 +273,6 @@ impl fmt::Debug for Sessions {
         f.debug_struct("Sessions").field("counts", &self.counts()).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

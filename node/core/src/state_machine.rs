@@ -18,7 +18,7 @@ use crate::command::{Change, Entity, Key, OperationKind, Precondition, RequestId
 use crate::contract::{Base, Written};
 use crate::entry::{Body, Control, Entry, EntryId};
 use crate::group::{FeatureLevel, Settings};
-use crate::keyspace::{History, Keyspace, Locator, Put};
+use crate::keyspace::{History, Keyspace, Locator, Put, push_tight};
 use crate::sessions::{SessionRecord, Sessions, digest_write};
 
 /// What apply decided on an entry.
@@ -73,6 +73,7 @@ pub struct StateMachine {
 /// A SET or DELETE, as apply looks at it.
 struct Write<'a> {
     id: EntryId,
+    /// Unix milliseconds; every line with request ids has a `ts`, and nothing else needs one.
     ts_ms: u64,
     key: &'a Key,
     /// Some for a SET.
@@ -160,11 +161,7 @@ impl StateMachine {
         let Body::Set { key, version, .. } = &entry.body else { return };
         self.observe_time(entry.ts_ms);
         let locator = Locator { version: *version, id: entry.id };
-        let history = self.restoring.entry_ref(key).or_default();
-        if history.len() == history.capacity() {
-            history.reserve_exact(history.len().max(1));
-        }
-        history.push_back(locator);
+        push_tight(self.restoring.entry_ref(key).or_default(), locator);
     }
 
     /// The SET that wrote a current value.
@@ -215,21 +212,21 @@ impl StateMachine {
             self.observe_time(Some(ts_ms));
             self.sessions.sweep(ts_ms);
         }
-        let ts_ms = self.last_ts_ms;
+        let (id, ts_ms) = (*id, ts_ms.unwrap_or(0));
         let outcome = match body {
             Body::Set { key, value, version, precondition, request } => {
                 let (set, request) = (Some((value, *version)), request.as_ref());
-                self.write(&Write { id: *id, ts_ms, key, set, precondition, request })
+                self.write(&Write { id, ts_ms, key, set, precondition, request })
             }
             Body::Delete { key, precondition, request } => {
-                self.write(&Write { id: *id, ts_ms, key, set: None, precondition, request: request.as_ref() })
+                self.write(&Write { id, ts_ms, key, set: None, precondition, request: request.as_ref() })
             }
-            Body::Control(control) => self.control(*id, control),
+            Body::Control(control) => self.control(id, ts_ms, control),
         };
         if outcome.is_refusal() {
-            self.refused.push(*id);
+            self.refused.push(id);
         }
-        self.keyspace.publish_applied(*id);
+        self.keyspace.publish_applied(id);
         outcome
     }
 
@@ -262,7 +259,7 @@ impl StateMachine {
             return Err(Outcome::PreconditionFailed);
         }
         if let Some(request) = write.request
-            && let Some(first) = self.sessions.lookup(request, write.operation(), write.ts_ms)
+            && let Some(first) = self.sessions.held(request, write.operation())
         {
             let is_copy = Some(first.digest) == digest;
             return Err(if is_copy { Outcome::Replay(first.written()) } else { Outcome::RequestReused });
@@ -302,9 +299,9 @@ impl StateMachine {
         written
     }
 
-    fn control(&mut self, id: EntryId, control: &Control) -> Outcome {
+    fn control(&mut self, id: EntryId, ts_ms: u64, control: &Control) -> Outcome {
         match control {
-            Control::Settings(settings) => self.change_settings(id, settings),
+            Control::Settings(settings) => self.change_settings(id, ts_ms, settings),
             Control::Feature(level) => self.feature_level = self.feature_level.max(*level),
             // The log and the configuration are the replica's; a LOST entry only records what recovery passed over.
             Control::Epoch { .. } | Control::Config(_) | Control::Lost { .. } => {}
@@ -312,14 +309,14 @@ impl StateMachine {
         Outcome::Control
     }
 
-    fn change_settings(&mut self, id: EntryId, settings: &Settings) {
+    fn change_settings(&mut self, id: EntryId, ts_ms: u64, settings: &Settings) {
         let narrower = settings.history_limit < self.settings.history_limit;
         self.settings = *settings;
         if narrower {
             self.keyspace.trim(settings.history_limit as usize, id);
         }
         self.sessions.set_limits(settings);
-        self.sessions.sweep(self.last_ts_ms);
+        self.sessions.sweep(ts_ms);
         self.sessions.evict();
     }
 
@@ -384,3 +381,9 @@ impl fmt::Debug for StateMachine {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;
+
+#[cfg(test)]
+mod properties;
