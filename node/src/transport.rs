@@ -8,7 +8,7 @@
 //!                        accept loop: bounded, handshake with time-out ─▶ peer task
 //! ```
 //!
-//! Reading order: [`frame`], [`handshake`], [`peers`], [`connection`].
+//! Reading order: `frame`, `handshake`, `peers`, `connection`.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

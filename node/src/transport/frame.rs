@@ -7,18 +7,17 @@
 use std::borrow::Cow;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use kv_core::command::VALUE_BYTES_CEILING;
 use kv_core::entry::{Entry, EntryId, Epoch, LineError, LogPosition};
 use kv_core::message::{Append, Hello, Message, Round, Seen};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio_util::codec::LengthDelimitedCodec;
 
-/// Largest value that a node can be configured to take, in bytes of JSON.
-const VALUE_BYTES_MAX: usize = 8 << 20;
 /// All else in a frame of one line: header, key (1 KiB, escaped up to sixfold), request ids, numbers.
 const FRAME_OVERHEAD_BYTES: usize = 64 << 10;
 /// Longest payload of a frame, either way: one line of the largest value fits.
-pub(crate) const FRAME_BYTES_MAX: usize = VALUE_BYTES_MAX + FRAME_OVERHEAD_BYTES;
+pub(crate) const FRAME_BYTES_MAX: usize = VALUE_BYTES_CEILING + FRAME_OVERHEAD_BYTES;
 /// Lines of one frame, unless a single line is longer: the receiver can begin to sync the first lines
 /// of a long append while the others are on their way.
 const FRAME_LINES_BYTES: usize = 1 << 20;

@@ -12,7 +12,7 @@ use crate::transport::tests::hello;
 pub(crate) fn entry(id: u64, value: &str) -> Entry {
     let body = Body::Set {
         key: Key::new("key").expect("test key"),
-        value: Value::from_json(value.as_bytes(), VALUE_BYTES_MAX).expect("test value"),
+        value: Value::from_json(value.as_bytes(), VALUE_BYTES_CEILING).expect("test value"),
         version: 1,
         precondition: Precondition::default(),
         request: None,
@@ -147,7 +147,7 @@ fn lines_over_the_frame_size_divide_their_range_without_a_gap() {
 
 #[test]
 fn the_largest_value_fits_one_frame_and_a_larger_line_is_refused_whole() {
-    let value = format!("\"{}\"", "v".repeat(VALUE_BYTES_MAX - 2));
+    let value = format!("\"{}\"", "v".repeat(VALUE_BYTES_CEILING - 2));
     let largest = entry(7, &value);
     assert_eq!(encoded(&Message::Append(append(vec![entry(6, "1"), largest.clone()]))).len(), 2);
 
