@@ -9,6 +9,7 @@
 mod answer;
 mod binary;
 mod cluster;
+mod command;
 mod load;
 mod log_lines;
 mod node;
@@ -19,6 +20,7 @@ mod wait;
 pub use answer::Answer;
 pub use binary::node_binary;
 pub use cluster::{Cluster, ClusterSpec};
+pub use command::{Ended, kv_node};
 pub use load::{Acknowledged, Load, LoadReport};
 pub use node::{Exit, Node, NodeSpec};
 pub use raw::{RawClient, heads};

@@ -15,6 +15,9 @@ use crate::wait::{back_off, wait_until};
 /// A client gives an attempt up after this, and asks another node with the same request id.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// Keeps the keys and client ids of one load apart from those of the next.
+static LOADS: AtomicU64 = AtomicU64::new(0);
+
 /// Concurrent reads while checking.
 const CHECKERS: usize = 16;
 
@@ -59,11 +62,12 @@ impl Load {
     pub fn start(site: &Site, urls: &[String], clients: usize, patience: Duration) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let count = Arc::new(AtomicU64::new(0));
+        let load = LOADS.fetch_add(1, Ordering::Relaxed);
         let tasks = (0..clients).map(|index| {
             let writer = Writer {
                 client: site.client().clone(),
                 urls: urls.to_vec(),
-                name: format!("client-{index}"),
+                name: format!("load-{load}-client-{index}"),
                 next_url: index,
                 patience,
                 report: LoadReport::default(),

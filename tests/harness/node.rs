@@ -154,6 +154,10 @@ impl Node {
         self.spec.url()
     }
 
+    pub fn site(&self) -> &Site {
+        &self.spec.site
+    }
+
     /// Lines that contain this text may be WARN or ERROR; an empty text allows all.
     pub fn allow(&mut self, text: &str) {
         self.allowed.push(text.to_owned());
@@ -169,6 +173,13 @@ impl Node {
 
     pub fn is_running(&mut self) -> bool {
         self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+    }
+
+    /// The process has ended by itself, and nobody has waited for it yet.
+    pub fn has_ended(&self) -> bool {
+        let Some(pid) = self.pid() else { return true };
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.is_empty() || stat.contains(") Z ")
     }
 
     pub async fn wait_ready(&mut self) {
