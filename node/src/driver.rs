@@ -50,6 +50,7 @@ pub use stop::Stopped;
 use commits::Commits;
 use published::{AppliedState, First, Published};
 use rounds::{Driver, Sources};
+use stop::Stop;
 
 use crate::transport::{Transport, TransportConfig};
 use crate::wal::{Committer, FileStorage, Opened};
@@ -97,12 +98,12 @@ pub fn start(opened: Opened<FileStorage>, config: DriverConfig) -> Handle {
     let (requests, calls) = mpsc::channel(handle::REQUESTS_MAX);
     let sources = Sources::new(commits, peers, finished_work, calls, published.stop.requests());
     let driver = Driver::new(replica, config.boot, committer, transport, Arc::clone(&published), finished, sources);
-    tokio::spawn(supervise(driver, Arc::clone(&published)));
+    tokio::spawn(supervise(driver, Arc::clone(&published.stop)));
     Handle { requests, published }
 }
 
 /// A panic is a broken rule, too: the node must not go on without its driver.
-async fn supervise(driver: Driver, published: Arc<Published>) {
+async fn supervise(driver: Driver, stop: Arc<Stop>) {
     let stopped = match tokio::spawn(driver.run()).await {
         Ok(stopped) => stopped,
         Err(error) => Stopped::Rules(format!("the driver ended without a word: {error}")),
@@ -112,5 +113,5 @@ async fn supervise(driver: Driver, published: Arc<Published>) {
         Stopped::Storage(reason) => tracing::error!(reason, "the log cannot be written any more: stopping"),
         Stopped::Rules(reason) => tracing::error!(reason, "going on would break a promise: stopping"),
     }
-    published.stop.announce(stopped);
+    stop.announce(stopped);
 }

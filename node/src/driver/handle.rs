@@ -160,7 +160,11 @@ impl Handle {
     }
 
     /// Completes when the driver has ended, with the reason. May be cancelled.
-    pub async fn stopped(&self) -> Stopped {
-        self.published.stop.stopped().await
+    ///
+    /// The future keeps no part of the node open: the data directory is free for the next one when it
+    /// has completed and all handles are dropped.
+    pub fn stopped(&self) -> impl Future<Output = Stopped> + use<> {
+        let stop = Arc::clone(&self.published.stop);
+        async move { stop.stopped().await }
     }
 }

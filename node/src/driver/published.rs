@@ -53,7 +53,8 @@ pub(crate) struct Published {
     pub(crate) reader: LogReader<FileStorage>,
     pub(crate) hello: Arc<ArcSwap<Hello>>,
     pub(crate) applied_waiters: AppliedWaiters,
-    pub(crate) stop: Stop,
+    /// Apart, so that whoever waits for the end does not keep the log open.
+    pub(crate) stop: Arc<Stop>,
     view: ArcSwap<View>,
     view_changed: watch::Sender<()>,
     /// The view's epoch, apart: views change with each commit, epochs hardly ever.
@@ -74,7 +75,7 @@ impl Published {
             reader,
             hello: Arc::new(ArcSwap::from_pointee(hello)),
             applied_waiters: AppliedWaiters::default(),
-            stop: Stop::default(),
+            stop: Arc::default(),
             epoch: watch::Sender::new(view.epoch),
             view: ArcSwap::from_pointee(view),
             view_changed: watch::Sender::new(()),
