@@ -143,7 +143,7 @@ fn unknown(asked: Asked) -> Failure {
 
 async fn attempt_here(handle: &Handle, asked: Asked, here: Request, deadline: Instant) -> Attempt {
     match handle.request(here, deadline).await {
-        Ok(Reply::Refused(refusal @ (Refusal::NotLeader { .. } | Refusal::NotReady(_)))) => {
+        Ok(Reply::Refused(refusal @ (Refusal::NotLeader { .. } | Refusal::NotConfirmed | Refusal::NotReady(_)))) => {
             Attempt::WithoutEffect(refusal.into())
         }
         Ok(Reply::Refused(Refusal::OutcomeUnknown)) => Attempt::Unknown,

@@ -97,8 +97,7 @@ where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send,
 {
-    // An answer is one write: waiting for more would only delay it.
-    stream.set_nodelay(true).ok();
+    tune(&stream, timeouts);
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
         let mut service = service.clone();
         service.call(request.map(Body::new))
@@ -107,8 +106,7 @@ where
         .timer(TokioTimer::new())
         .header_read_timeout(timeouts.head)
         .max_buf_size(HEAD_BYTES_MAX)
-        .pipeline_flush(true)
-        .half_close(true)
+        .half_close(true) // and not pipeline_flush, which buffers a streamed body without bound
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
@@ -121,6 +119,17 @@ where
     if let Err(error) = ended {
         tracing::debug!(%error, "a client connection ended early");
     }
+}
+
+/// An answer is one write, and waiting for more would only delay it. A client that takes nothing of
+/// an answer, or whose machine is gone, is cut off by the kernel. Failing to set any of it harms nobody else.
+fn tune(stream: &TcpStream, timeouts: ClientTimeouts) {
+    stream.set_nodelay(true).ok();
+    let socket = socket2::SockRef::from(stream);
+    let keepalive = socket2::TcpKeepalive::new().with_time(timeouts.head);
+    socket.set_tcp_keepalive(&keepalive).ok();
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(timeouts.body)).ok();
 }
 
 #[cfg(test)]
@@ -173,6 +182,31 @@ mod tests {
             let received = converse(address, begun).await;
             assert!(received.is_empty() || received.starts_with("HTTP/1.1 408"), "{received}");
         }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn a_client_that_takes_nothing_of_its_answer_is_cut_off() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let dropped = CancellationToken::new();
+        let held = Arc::new(dropped.clone().drop_guard());
+        let endless = move || {
+            let held = Arc::clone(&held);
+            let chunk = move || {
+                let _held = &held;
+                Ok::<_, std::io::Error>(axum::body::Bytes::from_static(&[b'x'; 65536]))
+            };
+            std::future::ready(Body::from_stream(futures::stream::repeat_with(chunk)))
+        };
+        let router = axum::Router::new().fallback(endless);
+        let server = tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            serve_connection(stream, router, SHORT, CancellationToken::new()).await;
+        });
+        client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        tokio::time::timeout(Duration::from_secs(20), server).await.expect("cut off").unwrap();
+        assert!(dropped.is_cancelled());
     }
 
     #[tokio::test]
