@@ -1,6 +1,7 @@
 //! The write-ahead log.
 
 pub mod committer;
+pub mod compaction;
 mod hint;
 pub mod import;
 pub mod manifest;
@@ -11,6 +12,7 @@ pub mod restore;
 pub mod segment;
 #[expect(dead_code, reason = "its writer lands with the reader of the log")]
 pub mod snapshot;
+mod staging;
 pub mod storage;
 pub mod table;
 pub mod verify;

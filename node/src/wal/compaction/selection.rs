@@ -6,7 +6,7 @@
 //! last of them did is what was current at the horizon. The superseded versions that the keyspace
 //! still held are enough, for an older version it has dropped is dropped again on replay.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use kv_core::command::Key;
 use kv_core::contract::Base;
@@ -48,7 +48,9 @@ impl Selection {
 
     /// A line above the horizon: its key must be traced.
     pub(super) fn touch(&mut self, key: &str) {
-        if !self.touched.contains_key(key) && let Ok(key) = Key::new(key) {
+        if !self.touched.contains_key(key)
+            && let Ok(key) = Key::new(key)
+        {
             self.touched.insert(key, Latest::default());
         }
     }
@@ -85,11 +87,6 @@ impl Selection {
     pub(super) fn expected(&self) -> u64 {
         self.live.union_len(&self.history)
     }
-}
-
-/// Ids that apply refused, for looking up.
-pub(super) fn refused_set(base: &Base, since: &[EntryId]) -> HashSet<EntryId> {
-    base.refused.iter().chain(since).copied().collect()
 }
 
 /// Moves a base up to a control entry that the new horizon covers.
