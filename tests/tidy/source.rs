@@ -15,21 +15,35 @@ pub(crate) struct Source {
     pub(crate) code: String,
     /// Byte ranges of `#[cfg(test)]` items.
     test_items: Vec<Range<usize>>,
+    /// Another file declares it under `#[cfg(test)]`.
+    declared_as_test: bool,
 }
 
 impl Source {
     pub(crate) fn new(path: &str, text: &str) -> Self {
         let code = blank(text);
         let test_items = test_items(&code);
-        Self { path: path.to_owned(), text: text.to_owned(), code, test_items }
+        Self { path: path.to_owned(), text: text.to_owned(), code, test_items, declared_as_test: false }
     }
 
     /// A file that exists for tests or measurements alone.
     pub(crate) fn is_test_file(&self) -> bool {
         let parts: Vec<&str> = self.path.split('/').collect();
-        parts[0] == "tests"
-            || parts.iter().any(|p| ["tests", "benches", "testdata"].contains(p))
-            || ["tests.rs", "_tests.rs"].iter().any(|end| self.path.ends_with(end))
+        self.declared_as_test
+            || parts[0] == "tests"
+            || parts.iter().any(|p| ["tests", "tests.rs", "benches"].contains(p))
+    }
+
+    /// The files of the modules that it declares under `#[cfg(test)]`.
+    fn test_modules(&self) -> Vec<String> {
+        let dir = match self.path.strip_suffix("/lib.rs").or(self.path.strip_suffix("/main.rs")) {
+            Some(dir) => dir,
+            None => self.path.trim_end_matches(".rs"),
+        };
+        let after = self.code.split("#[cfg(test)]").skip(1).map(str::trim_start);
+        let names =
+            after.filter_map(|code| code.trim_start_matches("pub(crate) ").strip_prefix("mod ")?.split_once(';'));
+        names.filter(|(name, _)| !name.contains('{')).map(|(name, _)| format!("{dir}/{name}.rs")).collect()
     }
 
     /// The places where `pattern` stands in code that is not a test, as `path:line`.
@@ -84,7 +98,15 @@ pub(crate) fn sources() -> Vec<Source> {
         let relative = path.strip_prefix(&workspace).unwrap().to_str().unwrap().to_owned();
         Source::new(&relative, &text)
     };
-    files.into_iter().map(read).collect()
+    let mut sources: Vec<Source> = files.into_iter().map(read).collect();
+    let tests: Vec<String> = sources.iter().flat_map(Source::test_modules).collect();
+    for source in &mut sources {
+        // What a test module declares is a test, too.
+        source.declared_as_test = tests
+            .iter()
+            .any(|test| source.path == *test || source.path.starts_with(&format!("{}/", test.trim_end_matches(".rs"))));
+    }
+    sources
 }
 
 pub(crate) fn workspace() -> PathBuf {

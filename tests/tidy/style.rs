@@ -69,7 +69,10 @@ fn nothing_is_unwrapped_outside_tests() {
 #[test]
 fn every_channel_is_bounded() {
     let unbounded = where_any(|s| {
-        ["unbounded", "mpsc::channel()", "Unbounded"].iter().flat_map(|p| s.find_outside_tests(p)).collect()
+        ["unbounded_channel", "unbounded(", "mpsc::channel()", "UnboundedSender"]
+            .iter()
+            .flat_map(|p| s.find_outside_tests(p))
+            .collect()
     });
     none("every queue is bounded, with a named constant", &unbounded);
 }

@@ -1,3 +1,5 @@
+//! What the keyspace promises: versions, history, pages, and reads beside a writer.
+
 use std::sync::atomic::AtomicBool;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! What deduplication promises: lookups, expiry by entry time, and the limit.
+
 use super::*;
 use crate::command::{Change, Entity, Key, Precondition, Value};
 

@@ -1,3 +1,5 @@
+//! What applying an entry decides, case by case.
+
 use super::*;
 use crate::entry::{Epoch, LogPosition};
 use crate::group::MemberId;
