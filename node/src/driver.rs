@@ -22,10 +22,9 @@ mod clock;
 mod commits;
 mod effects;
 mod fetches;
+#[expect(dead_code, reason = "asking learners lands with the mending of the log")]
 mod gathering;
 mod handle;
-#[expect(dead_code, reason = "asking learners lands with the mending of the log")]
-mod learners;
 mod lending;
 mod notes;
 mod published;
@@ -54,7 +53,7 @@ use rounds::{Driver, Sources};
 use stop::Stop;
 
 use crate::transport::{Transport, TransportConfig};
-use crate::wal::{Committer, FileStorage, Opened, WalError};
+use crate::wal::{Committer, FileStorage, Opened};
 
 /// Messages of peers that wait for the driver; when full, reading from peers waits.
 const PEER_EVENTS_MAX: usize = 1024;
@@ -72,11 +71,7 @@ pub struct DriverConfig {
 
 /// Starts the driver of an opened log. Must be called inside a tokio runtime; the driver runs until
 /// [`Handle::stop`], the last handle is dropped, or it must stop: see [`Handle::stopped`].
-///
-/// # Errors
-/// When what learners gave back to a damaged group of one cannot be written to the log.
-#[expect(clippy::unused_async, reason = "asking learners lands with the mending of the log")]
-pub async fn start(opened: Opened<FileStorage>, config: DriverConfig) -> Result<Handle, WalError> {
+pub fn start(opened: Opened<FileStorage>, config: DriverConfig) -> Handle {
     let Opened { wal, reader, recovered } = opened;
     let clock = Clock::start();
     let report = recovered.report.clone();
@@ -104,7 +99,7 @@ pub async fn start(opened: Opened<FileStorage>, config: DriverConfig) -> Result<
     let sources = Sources::new(commits, peers, finished_work, calls, published.stop.requests());
     let driver = Driver::new(replica, config.boot, committer, transport, Arc::clone(&published), finished, sources);
     tokio::spawn(supervise(driver, Arc::clone(&published.stop)));
-    Ok(Handle { requests, published })
+    Handle { requests, published }
 }
 
 /// A panic is a broken rule, too: the node must not go on without its driver.

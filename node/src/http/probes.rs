@@ -40,18 +40,15 @@ pub(crate) async fn readyz(State(app): State<App>) -> Result<Response, Failure> 
     responses((status = 200, content_type = "text/plain", body = String), super::openapi::LocalErrors))]
 pub(crate) async fn metrics(State(app): State<App>, request: Request<Body>) -> Result<Response, Failure> {
     Query::parse(request.uri().query(), &[])?;
-    let text = match app.handle() {
-        Err(_) => app.metrics().render(None),
-        Ok(handle) => {
-            let status = status::node_status(&app).await?;
-            let state = metrics::State {
-                status: &status,
-                sessions: handle.sessions().counts(),
-                keys: handle.keyspace().len(),
-                segments: handle.reader().segments().len(),
-            };
-            app.metrics().render(Some(&state))
-        }
+    let text = match (app.handle(), status::node_status(&app).await) {
+        (Ok(handle), Ok(status)) => app.metrics().render(Some(&metrics::State {
+            status: &status,
+            sessions: handle.sessions().counts(),
+            keys: handle.keyspace().len(),
+            segments: handle.reader().segments().len(),
+        })),
+        // Recovery goes on, or the driver is stuck: what was counted is of use just then.
+        _ => app.metrics().render(None),
     };
     let mut response = Response::new(Body::from(text));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4"));

@@ -7,6 +7,8 @@ use tower::ServiceExt;
 
 use super::*;
 
+mod group;
+
 fn config() -> HttpConfig {
     HttpConfig {
         name: NodeName::new("leader").unwrap(),
