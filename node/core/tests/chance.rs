@@ -27,7 +27,7 @@ impl Chance {
 fn command(chance: &mut Chance, running: &mut [bool; 3], step: usize) -> String {
     let node = chance.node();
     let at = NAMES.iter().position(|name| *name == node).expect("one of three");
-    match chance.below(40) {
+    match chance.below(46) {
         0..=17 if running[at] => format!("put {node} key{step} value{step} request=r{step}"),
         18..=27 => format!("tick {}", chance.below(400) + 1),
         28 => format!("cut {node}"),
@@ -44,6 +44,11 @@ fn command(chance: &mut Chance, running: &mut [bool; 3], step: usize) -> String 
         37 if running[at] => format!("hold-disk {node}"),
         38 if running[at] => format!("release-disk {node}"),
         39 if running[at] => format!("lead {node}"),
+        40..=41 if running[at] => format!("compact {node}"),
+        42 if running[at] => format!("hand-over {node}"),
+        43 if running[at] => format!("delete {node} key{} request=d{step}", chance.below(step as u64 + 1)),
+        44 if running[at] => format!("history-limit {node} {}", chance.below(5)),
+        45 if running[at] => format!("read {node}"),
         _ => "tick 10".to_owned(),
     }
 }
