@@ -1,10 +1,13 @@
 //! The write-ahead log.
 
+mod append;
+mod change;
 pub mod committer;
 pub mod compaction;
 mod hint;
 pub mod import;
 pub mod manifest;
+pub mod memory;
 pub mod new_volume;
 pub mod reader;
 pub mod recovery;
@@ -15,17 +18,19 @@ pub mod snapshot;
 mod staging;
 pub mod storage;
 pub mod table;
+mod truncate;
 pub mod verify;
+mod volume;
 
 use std::io;
 use std::sync::Arc;
 
 use kv_core::contract::{Base, HardState, Persist};
-use kv_core::entry::{Entry, EntryId, LineError, LogPosition};
+use kv_core::entry::{EntryId, LineError};
 use kv_core::group::ConfigurationAt;
 
 pub use committer::{CommitEvent, Committer, CommitterHandle};
-pub use manifest::{ActiveFile, FORMAT_VERSION, FileKind, Manifest, ManifestError, SealedFile};
+pub use manifest::{ActiveFile, FORMAT_VERSION, FileKind, Gap, Manifest, ManifestError, SealedFile};
 pub use reader::{LogReader, ReadError, SegmentInfo};
 pub use recovery::{Damage, IdRange, NewVolume, Opened, Recovered, RecoveryReport, Salvage, TornTail, open};
 pub use segment::{Lines, LogFile, SegmentWriter};
@@ -33,6 +38,8 @@ pub use storage::{FileStorage, Storage, StorageError, StorageFile};
 pub use table::{FileTable, StagedSnapshot};
 
 use crate::compactor::CompactionOutcome;
+use hint::{HINT_FILE, Hint};
+use storage::is_full;
 use table::Shared;
 
 /// Default of MAX_SEGMENT_SIZE: 1 MiB.
@@ -116,56 +123,123 @@ pub struct CompactedBase {
     pub outcome: CompactionOutcome,
 }
 
-/// The log, written by one owner at a time.
+/// The log, written by one owner at a time. After an error other than [`WalError::Full`] and
+/// [`WalError::Rule`] every call fails: what reached the disk is not known.
 #[derive(Debug)]
 pub struct Wal<S: Storage> {
-    #[expect(dead_code, reason = "the writing lands next")]
     shared: Arc<Shared<S>>,
+    options: Options,
+    /// As stored, but for staged and obsolete names, which are settled.
+    manifest: Manifest,
+    active: Arc<LogFile<S::File>>,
+    /// Over the durable bytes of the active segment.
+    active_crc: crc32fast::Hasher,
+    hint: S::File,
+    /// The highest id, durable.
+    last: EntryId,
+    /// Of the log above the horizon, rising.
+    configurations: Vec<ConfigurationAt>,
+    /// The last call found no room: the batch that began with this id may be in by half.
+    interrupted: Option<EntryId>,
+    /// A durable entry changed what the manifest must know before it is acknowledged.
+    owes_manifest: bool,
+    failed: Option<String>,
+    /// Reused between batches.
+    buffer: Vec<u8>,
+}
+
+/// Where writing goes on.
+#[derive(Debug)]
+pub(crate) struct Position<F> {
+    pub(crate) active: Arc<LogFile<F>>,
+    /// Of the active segment's bytes.
+    pub(crate) crc: u32,
+    pub(crate) last: EntryId,
 }
 
 impl<S: Storage> Wal<S> {
-    /// Durable when it returns. After [`WalError::Full`] the same call may be made again.
-    pub fn append(&mut self, _entries: &[Entry], _committed: EntryId) -> Result<(), WalError> {
-        Err(WalError::Failed("not yet built".into()))
+    pub(crate) fn start(
+        shared: Arc<Shared<S>>,
+        manifest: Manifest,
+        table: FileTable<S::File>,
+        position: Position<S::File>,
+        options: &Options,
+    ) -> Result<Self, WalError> {
+        let storage = &*shared.storage;
+        let hint = storage.open(HINT_FILE).or_else(|_| storage.create(HINT_FILE)).map_err(recovery::in_directory)?;
+        let Position { active, crc, last } = position;
+        let active_crc = crc32fast::Hasher::new_with_initial_len(crc, active.bytes());
+        shared.publish(table, last);
+        let wal = Self {
+            shared,
+            options: options.clone(),
+            manifest,
+            active,
+            active_crc,
+            hint,
+            last,
+            configurations: Vec::new(),
+            interrupted: None,
+            owes_manifest: false,
+            failed: None,
+            buffer: Vec::new(),
+        };
+        wal.hint().write(&wal.hint).map_err(recovery::in_directory)?;
+        Ok(wal)
     }
 
-    /// Cuts all entries above `keep`, after saving them aside.
-    pub fn truncate(&mut self, _keep: EntryId) -> Result<(), WalError> {
-        Err(WalError::Failed("not yet built".into()))
+    /// The highest id, durable.
+    pub fn last(&self) -> EntryId {
+        self.last
     }
 
-    pub fn save_state(&mut self, _hard: HardState) -> Result<(), WalError> {
-        Err(WalError::Failed("not yet built".into()))
-    }
-
-    pub fn found(&mut self, _hard: HardState, _base: Base) -> Result<(), WalError> {
-        Err(WalError::Failed("not yet built".into()))
-    }
-
-    pub fn recover(&mut self, _hard: HardState, _configuration: ConfigurationAt) -> Result<(), WalError> {
-        Err(WalError::Failed("not yet built".into()))
-    }
-
-    /// Replaces everything by the snapshot that was offered for this position, and recovers from it.
-    pub fn install(&mut self, _hard: HardState, _position: LogPosition) -> Result<Recovered, WalError> {
-        Err(WalError::Failed("not yet built".into()))
-    }
-
-    /// Replaces what the base covers by a compaction's files.
-    pub fn swap_compacted(&mut self, _compacted: CompactedBase) -> Result<(), WalError> {
-        Err(WalError::Failed("not yet built".into()))
+    pub fn reader(&self) -> LogReader<S> {
+        LogReader(Arc::clone(&self.shared))
     }
 
     /// Carries one operation out. The recovered state is that of an install.
-    pub fn persist(&mut self, op: Persist) -> Result<Option<Recovered>, WalError> {
+    pub fn persist(&mut self, op: &Persist) -> Result<Option<Recovered>, WalError> {
         match op {
-            Persist::Append { entries, committed } => self.append(&entries, committed)?,
-            Persist::Truncate { keep } => self.truncate(keep)?,
-            Persist::State(hard) => self.save_state(*hard)?,
-            Persist::Found { state, base } => self.found(*state, *base)?,
-            Persist::Recover { state, configuration } => self.recover(*state, configuration)?,
-            Persist::Install { state, position } => return self.install(*state, position).map(Some),
+            Persist::Append { entries, committed } => self.append(entries, *committed)?,
+            Persist::Truncate { keep } => self.truncate(*keep)?,
+            Persist::State(hard) => self.save_state(HardState::clone(hard))?,
+            Persist::Found { state, base } => self.found(HardState::clone(state), Base::clone(base))?,
+            Persist::Recover { state, configuration } => {
+                self.recover(HardState::clone(state), configuration.clone())?;
+            }
+            Persist::Install { state, position } => {
+                return self.install(HardState::clone(state), *position).map(Some);
+            }
         }
         Ok(None)
+    }
+
+    /// Whether space is running out: below the reserve, or over the storage limit.
+    pub fn is_short_of_space(&self) -> io::Result<bool> {
+        let over_limit = |limit| self.reader().disk_bytes() > limit;
+        let is_over_limit = self.shared.limits.storage_limit_bytes().is_some_and(over_limit);
+        Ok(is_over_limit || self.shared.storage.available_bytes()? < self.options.reserve_bytes)
+    }
+
+    fn hint(&self) -> Hint {
+        Hint { durable: self.last, committed: self.manifest.hard.committed, lineage: self.manifest.lineage }
+    }
+
+    fn alive(&self) -> Result<(), WalError> {
+        self.failed.as_ref().map_or(Ok(()), |why| Err(WalError::Failed(why.clone())))
+    }
+
+    /// No room is no failure: nothing was changed that the next try does not change again.
+    fn check<T>(&mut self, file: &str, result: io::Result<T>) -> Result<T, WalError> {
+        match result {
+            Ok(value) => Ok(value),
+            Err(error) if is_full(&error) => Err(WalError::Full),
+            Err(error) => Err(self.fail(format!("{file}: {error}"))),
+        }
+    }
+
+    fn fail(&mut self, why: String) -> WalError {
+        self.failed = Some(why.clone());
+        WalError::Failed(why)
     }
 }

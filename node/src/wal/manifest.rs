@@ -64,6 +64,17 @@ pub struct ActiveFile {
     pub staged: Option<u64>,
 }
 
+/// Ids that the log of a group of one should hold and does not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Gap {
+    pub first: EntryId,
+    pub last: EntryId,
+    /// The id of the LOST entry that declares it; before there is one, the id that it would get when found.
+    pub known_from: EntryId,
+    pub is_declared: bool,
+}
+
 /// The truth on which files exist.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -80,6 +91,9 @@ pub struct Manifest {
     /// Rising by kind, then by number.
     pub files: Vec<SealedFile>,
     pub active: ActiveFile,
+    /// Rising. Kept until the horizon passes the LOST entry, since apply must know of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gaps: Vec<Gap>,
     /// Names that the last change replaced and that may be removed, unless they are listed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub obsolete: Vec<String>,
@@ -148,6 +162,7 @@ impl Manifest {
             configuration,
             files: Vec::new(),
             active,
+            gaps: Vec::new(),
             obsolete: Vec::new(),
         }
     }

@@ -4,9 +4,12 @@
 use std::io;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use kv_core::entry::{Entry, EntryId, LineError};
 
-use super::storage::Storage;
+use super::manifest::FileKind;
+use super::segment::LogFile;
+use super::storage::{Storage, StorageFile};
 use super::table::{FileTable, Shared, StagedSnapshot};
 
 /// A handle that any thread may use; cheap to clone.
@@ -38,19 +41,64 @@ pub struct SegmentInfo {
 
 impl<S: Storage> LogReader<S> {
     /// Entries from `from` on without a gap, at most `bytes_max` of lines but at least one; empty when
-    /// `from` is at or below the horizon, or above the last durable id.
-    pub fn read_from(&self, _from: EntryId, _bytes_max: usize) -> Result<Vec<Entry>, ReadError> {
-        Ok(Vec::new())
+    /// `from` is at or below the horizon, above the last durable id, or among ids that are lost.
+    pub fn read_from(&self, from: EntryId, bytes_max: usize) -> Result<Vec<Entry>, ReadError> {
+        let table = self.table();
+        let mut entries: Vec<Entry> = Vec::new();
+        if from <= table.horizon().id {
+            return Ok(entries);
+        }
+        let first_file = table.log.partition_point(|file| file.first <= from).saturating_sub(1);
+        let (mut expected, mut bytes) = (from, 0);
+        for file in &table.log[first_file..] {
+            let start = file.extent().index.start_of(expected);
+            for line in file.lines(start) {
+                let entry = decode(file, line)?;
+                if entry.id < expected {
+                    continue;
+                }
+                bytes += entry.line.len() + 1;
+                if entry.id > expected || (bytes > bytes_max && !entries.is_empty()) {
+                    return Ok(entries);
+                }
+                expected = entry.id.next();
+                entries.push(entry);
+            }
+        }
+        Ok(entries)
     }
 
     /// The entry, wherever it is: in the log, or among the live and superseded lines of the base.
-    pub fn read_entry(&self, _id: EntryId) -> Result<Option<Entry>, ReadError> {
+    pub fn read_entry(&self, id: EntryId) -> Result<Option<Entry>, ReadError> {
+        let table = self.table();
+        if id > table.horizon().id {
+            let at = table.log.partition_point(|file| file.first <= id);
+            return at.checked_sub(1).map_or(Ok(None), |at| find(&table.log[at], id));
+        }
+        let may_have = |file: &&Arc<LogFile<S::File>>| {
+            matches!(file.kind, FileKind::Live | FileKind::History) && file.first <= id && id <= file.last()
+        };
+        for file in table.base.iter().filter(may_have) {
+            if let Some(entry) = find(file, id)? {
+                return Ok(Some(entry));
+            }
+        }
         Ok(None)
     }
 
     /// Segments by rising number: compacted, sealed, then the active one.
     pub fn segments(&self) -> Vec<SegmentInfo> {
-        Vec::new()
+        let table = self.table();
+        let active = table.log.last().map(|file| file.number);
+        let compacted = table.base.iter().filter(|file| file.kind == FileKind::Live);
+        let mut files: Vec<_> = compacted.chain(&table.log).collect();
+        files.sort_by_key(|file| file.number);
+        let info = |file: &&Arc<LogFile<S::File>>| SegmentInfo {
+            path: self.0.storage.path_of(&file.name()),
+            size_bytes: file.bytes(),
+            is_active: file.kind == FileKind::Log && Some(file.number) == active,
+        };
+        files.iter().map(info).collect()
     }
 
     /// Of all files that the manifest lists.
@@ -95,4 +143,23 @@ impl<S: Storage> LogReader<S> {
     pub fn offer(&self, snapshot: StagedSnapshot) {
         *self.0.staged() = Some(snapshot);
     }
+}
+
+/// Bytes read at once for one entry: a little more than the index leaves open.
+const LOOKUP_BYTES: usize = 8 << 10;
+
+fn find<F: StorageFile>(file: &Arc<LogFile<F>>, id: EntryId) -> Result<Option<Entry>, ReadError> {
+    let start = file.extent().index.start_of(id);
+    for line in file.lines_by(start, LOOKUP_BYTES) {
+        let entry = decode(file, line)?;
+        if entry.id >= id {
+            return Ok(Some(entry).filter(|entry| entry.id == id));
+        }
+    }
+    Ok(None)
+}
+
+fn decode<F: StorageFile>(file: &LogFile<F>, line: io::Result<(u64, Bytes)>) -> Result<Entry, ReadError> {
+    let (offset, line) = line.map_err(|error| ReadError::Io { file: file.name(), error })?;
+    Entry::decode(line).map_err(|error| ReadError::Line { file: file.name(), offset, error })
 }

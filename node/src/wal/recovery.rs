@@ -1,16 +1,36 @@
-//! Opening a data directory: what is there, what of it can be believed, and what state it makes.
+//! Opening a data directory: what is there, what of it can be believed, what state it makes, and what
+//! must be put right before anything is written. `format.md` has the argument for every crash. Called
+//! at start and after the install of a snapshot.
 
+mod blocks;
+mod mend;
+mod scan;
+#[cfg(test)]
+mod tests;
+
+use std::io;
 use std::sync::Arc;
 
 use kv_core::contract::{Base, HardState};
 use kv_core::entry::{Entry, EntryId, LogPosition};
 use kv_core::group::{ConfigurationAt, MemberId, NodeName, Settings};
+use kv_core::message::Promise;
 use kv_core::state_machine::StateMachine;
 
-use super::manifest::ManifestError;
+use super::hint::Hint;
+use super::manifest::{FileKind, Manifest};
 use super::reader::LogReader;
-use super::storage::Storage;
-use super::{Options, Wal, WalError};
+use super::segment::LogFile;
+use super::storage::{Storage, StorageFile, sync_dir};
+use super::table::{FileTable, Shared};
+use super::volume::{foreign_file, highest_generation, settle};
+use super::{OnDamage, Options, Position, Wal, WalError};
+use blocks::Source;
+use mend::Mended;
+use scan::{Breach, Positions, Scan};
+
+/// Damaged places described one by one; more are only counted.
+pub const DAMAGE_MAX: usize = 1000;
 
 /// What an empty directory is made into.
 #[derive(Debug, Clone)]
@@ -48,7 +68,7 @@ pub struct Recovered {
 pub enum Salvage {
     #[default]
     Undamaged,
-    /// A member of a group: the state is that of the intact prefix; a leader refills the rest.
+    /// A member of a group: the intact prefix; the rest went aside, and a leader refills it.
     Prefix,
     /// A group of one: all that is valid; what is missing nobody else has, except perhaps a learner.
     Everything,
@@ -90,18 +110,15 @@ pub struct RecoveryReport {
     /// The first [`DAMAGE_MAX`]; `damage_total` counts all.
     pub damage: Vec<Damage>,
     pub damage_total: u64,
-    /// Ids that the log should hold and does not, rising.
+    /// Ids that the log should hold and does not, rising; of a group of one also those found missing
+    /// before, as long as no LOST entry declares them.
     pub missing: Vec<IdRange>,
-    /// The last line of the log, when it is intact: what a vote may be judged by. May be above the
-    /// intact prefix.
+    /// The last line that was found, when it is intact. May be above what was kept.
     pub last_line: Option<LogPosition>,
     pub torn_tail: Option<TornTail>,
-    /// Files that the manifest does not list, moved to `aside/`.
+    /// Files that the manifest did not list, and where they are now.
     pub orphans: Vec<String>,
 }
-
-/// Damaged places described one by one; more are only counted.
-pub const DAMAGE_MAX: usize = 1000;
 
 impl RecoveryReport {
     pub fn is_damaged(&self) -> bool {
@@ -110,6 +127,191 @@ impl RecoveryReport {
 }
 
 /// Opens or creates the log. Everything reported is durable when this returns.
-pub fn open<S: Storage>(_storage: Arc<S>, _options: &Options, _new_volume: &NewVolume) -> Result<Opened<S>, WalError> {
-    Err(WalError::Manifest(ManifestError::Damaged("not yet built".into())))
+pub fn open<S: Storage>(storage: Arc<S>, options: &Options, new_volume: &NewVolume) -> Result<Opened<S>, WalError> {
+    let mut manifest = match Manifest::load(&*storage)? {
+        Some(manifest) => manifest,
+        None => create(&*storage, new_volume)?,
+    };
+    let left_over = highest_generation(&*storage).map_err(in_directory)?;
+    let orphans = settle(&*storage, &mut manifest).map_err(in_directory)?;
+    manifest.hard.incarnation += 1;
+    let generation = manifest.generation.max(left_over);
+    let shared = Arc::new(Shared::new(Arc::clone(&storage), FileTable::empty(&manifest), generation, options));
+    let (wal, mut recovered) = load(shared, manifest, options)?;
+    recovered.report.orphans = orphans;
+    tell(&recovered.report);
+    Ok(Opened { reader: LogReader(Arc::clone(&wal.shared)), wal, recovered })
+}
+
+pub(crate) fn in_directory(error: io::Error) -> WalError {
+    WalError::Io { file: "data directory".to_owned(), error }
+}
+
+fn create<S: Storage>(storage: &S, new_volume: &NewVolume) -> Result<Manifest, WalError> {
+    if let Some(name) = foreign_file(storage).map_err(in_directory)? {
+        return Err(WalError::Foreign(name));
+    }
+    let NewVolume { name, member_id, settings } = new_volume.clone();
+    let hard = HardState {
+        name,
+        member_id,
+        cluster_id: None,
+        promise: Promise::default(),
+        incarnation: 0,
+        quarantine: None,
+        seen: std::collections::BTreeMap::new(),
+        committed: EntryId::ZERO,
+    };
+    let manifest = Manifest::new(hard, Base { settings, ..Base::default() });
+    storage.create(&manifest.active.name()).map_err(in_directory)?;
+    sync_dir(storage, "").map_err(in_directory)?;
+    manifest.store(storage).map_err(in_directory)?;
+    Ok(manifest)
+}
+
+/// One event for everything that a person should know.
+fn tell(report: &RecoveryReport) {
+    let RecoveryReport { lines, bytes, salvage, damage, damage_total, missing, last_line: _, torn_tail, orphans } =
+        report;
+    if let Some(first) = damage.first() {
+        tracing::warn!(
+            places = damage_total, file = first.file, offset = first.offset, reason = first.reason,
+            missing = ?missing, kept = ?salvage, "the log is damaged; the bad lines are in {}/", super::volume::QUARANTINE_DIR
+        );
+    }
+    if let Some(TornTail { file, offset, bytes, saved_as }) = torn_tail {
+        tracing::info!(file, offset, bytes, saved_as, "cut the unfinished end of the log");
+    }
+    tracing::info!(lines, bytes, orphans = ?orphans, "recovered the log");
+}
+
+/// Reads and judges what the manifest lists, puts right what must be, and makes the log ready to write.
+/// Staged names must be settled.
+pub(crate) fn load<S: Storage>(
+    shared: Arc<Shared<S>>,
+    manifest: Manifest,
+    options: &Options,
+) -> Result<(Wal<S>, Recovered), WalError> {
+    let storage = &*shared.storage;
+    let sources = open_sources(storage, &manifest);
+    let positions = positions(&manifest, Hint::load(storage));
+    let found = scan::scan(&manifest, &sources, positions, (options.recovery_threads, options.hash_seed))?;
+    if options.on_damage == OnDamage::Refuse && found.damage_total > 0 {
+        return Err(WalError::Damaged(describe(&found)));
+    }
+    let salvage = salvage_of(&manifest, &found);
+    let mended = mend::mend(&shared, &manifest, &sources, &found, salvage)?;
+    if salvage == Salvage::Everything || found.breach == Some(Breach::Base) {
+        // What was applied was applied without knowing of the damage: once more, from what is listed now.
+        let report = report_of(&mended.manifest, &found, salvage, mended.torn_tail);
+        drop(found);
+        let (wal, mut recovered) = load(shared, mended.manifest, options)?;
+        recovered.report = report;
+        return Ok((wal, recovered));
+    }
+    ready(shared, mended, &sources, found, salvage, options)
+}
+
+fn open_sources<S: Storage>(storage: &S, manifest: &Manifest) -> Vec<Source<S::File>> {
+    let open = |name: &str, kind, seal| {
+        let file = storage.open(name).map(Arc::new);
+        let (file, bytes) = match file.and_then(|file| Ok((file.len()?, file))) {
+            Ok((bytes, file)) => (Ok(file), bytes),
+            Err(e) => (Err(e), 0),
+        };
+        Source { file, kind, bytes, seal }
+    };
+    let sealed = manifest.files.iter().map(|f| open(&f.name(), f.kind, Some((f.bytes, f.crc))));
+    let active = std::iter::once(open(&manifest.active.name(), FileKind::Log, None));
+    sealed.chain(active).collect()
+}
+
+/// Whether this member alone is the group, so that what it has is all there is.
+fn is_group_of_one(manifest: &Manifest) -> bool {
+    let voters = &manifest.configuration.configuration.voters;
+    manifest.hard.cluster_id.is_some() && voters.len() == 1 && voters[0].member_id == manifest.hard.member_id
+}
+
+fn positions(manifest: &Manifest, hint: Option<Hint>) -> Positions {
+    let hint = hint.filter(|hint| hint.lineage == manifest.lineage).unwrap_or_default();
+    let committed = manifest.hard.committed.max(hint.committed);
+    let known_durable = hint.durable.max(committed).max(manifest.active.first.prev());
+    let apply_to = if is_group_of_one(manifest) { EntryId(u64::MAX) } else { committed };
+    Positions { known_durable, committed, apply_to }
+}
+
+fn salvage_of(manifest: &Manifest, found: &Scan<'_>) -> Salvage {
+    match found.damage_total {
+        0 => Salvage::Undamaged,
+        _ if is_group_of_one(manifest) => Salvage::Everything,
+        _ => Salvage::Prefix,
+    }
+}
+
+fn describe(found: &Scan<'_>) -> String {
+    let first = &found.damage[0];
+    let place = first.offset.map(|offset| format!(", offset {offset}")).unwrap_or_default();
+    format!("{}{place}: {} ({} places in all)", first.file, first.reason, found.damage_total)
+}
+
+fn report_of(manifest: &Manifest, found: &Scan<'_>, salvage: Salvage, torn_tail: Option<TornTail>) -> RecoveryReport {
+    RecoveryReport {
+        lines: found.lines,
+        bytes: found.bytes,
+        salvage,
+        damage: found.damage.clone(),
+        damage_total: found.damage_total,
+        missing: undeclared(manifest, &found.missing),
+        last_line: found.last_line,
+        torn_tail,
+        orphans: Vec::new(),
+    }
+}
+
+fn undeclared(manifest: &Manifest, missing: &[IdRange]) -> Vec<IdRange> {
+    let gaps = manifest.gaps.iter().filter(|gap| !gap.is_declared);
+    let mut ranges: Vec<_> = gaps.map(|gap| IdRange { first: gap.first, last: gap.last }).collect();
+    for range in missing {
+        if !ranges.contains(range) {
+            ranges.push(*range);
+        }
+    }
+    ranges.sort_by_key(|range| range.first);
+    ranges
+}
+
+/// The log as it is now listed and open.
+fn ready<S: Storage>(
+    shared: Arc<Shared<S>>,
+    mended: Mended,
+    sources: &[Source<S::File>],
+    mut found: Scan<'_>,
+    salvage: Salvage,
+    options: &Options,
+) -> Result<(Wal<S>, Recovered), WalError> {
+    let Mended { manifest, active, torn_tail } = mended;
+    let report = report_of(&manifest, &found, salvage, torn_tail);
+    let mut table = FileTable::empty(&manifest);
+    for ((file, source), verdict) in manifest.files.iter().zip(sources).zip(&mut found.verdicts) {
+        let handle = Arc::clone(source.file.as_ref().expect("a file that is kept was read"));
+        let index = std::mem::take(&mut verdict.index);
+        table.add(LogFile::sealed(handle, file, index));
+    }
+    let opened = shared.storage.open(&manifest.active.name()).map_err(in_directory)?;
+    let active_file = LogFile::active(Arc::new(opened), &manifest.active, &active);
+    table.add(Arc::clone(&active_file));
+    let last = found.prefix_last.id;
+    let mut wal =
+        Wal::start(shared, manifest, table, Position { active: active_file, crc: active.crc, last }, options)?;
+    wal.configurations = found.configurations.clone();
+    let recovered = Recovered {
+        hard: wal.manifest.hard.clone(),
+        base: wal.manifest.base.clone(),
+        state: found.state,
+        epoch_runs: found.epoch_runs,
+        configurations: found.configurations,
+        tail: found.tail,
+        report,
+    };
+    Ok((wal, recovered))
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use bytes::Bytes;
 use kv_core::entry::EntryId;
 
-use super::manifest::{FileKind, SealedFile, file_name, staged_name};
+use super::manifest::{ActiveFile, FileKind, SealedFile, file_name, staged_name};
 use super::storage::{Storage, StorageFile, read_up_to, sync};
 
 /// Distance of the places that an index knows, in bytes: a lookup reads about this much.
@@ -36,6 +36,10 @@ impl SparseIndex {
         if self.0.last().is_none_or(|mark| offset >= mark.offset + INDEX_STRIDE_BYTES && id > mark.id) {
             self.0.push(Mark { id, offset });
         }
+    }
+
+    pub(crate) fn into_marks(self) -> Vec<Mark> {
+        self.0
     }
 
     pub(crate) fn extend(&mut self, marks: &[Mark]) {
@@ -70,7 +74,7 @@ pub(crate) struct Extent {
 /// An open file of the log. Its handle outlives a removal, so a reader that holds it is never cut off.
 #[derive(Debug)]
 pub struct LogFile<F> {
-    pub(crate) file: F,
+    pub(crate) file: Arc<F>,
     pub kind: FileKind,
     pub number: u64,
     /// The first id that it has or, when active, will have.
@@ -79,8 +83,20 @@ pub struct LogFile<F> {
 }
 
 impl<F: StorageFile> LogFile<F> {
-    pub(crate) fn new(file: F, kind: FileKind, number: u64, first: EntryId, extent: Extent) -> Arc<Self> {
+    pub(crate) fn new(file: Arc<F>, kind: FileKind, number: u64, first: EntryId, extent: Extent) -> Arc<Self> {
         Arc::new(Self { file, kind, number, first, extent: RwLock::new(extent) })
+    }
+
+    pub(crate) fn sealed(file: Arc<F>, sealed: &SealedFile, index: SparseIndex) -> Arc<Self> {
+        let extent = Extent { bytes: sealed.bytes, lines: sealed.lines, last: sealed.last, index };
+        Self::new(file, sealed.kind, sealed.number, sealed.first, extent)
+    }
+
+    /// `holds` describes what is in it so far.
+    pub(crate) fn active(file: Arc<F>, active: &ActiveFile, holds: &SealedFile) -> Arc<Self> {
+        let index = holds.index.clone();
+        let extent = Extent { bytes: holds.bytes, lines: holds.lines, last: holds.last, index };
+        Self::new(file, FileKind::Log, active.number, active.first, extent)
     }
 
     /// Of the file at rest, whatever name it is staged under.
@@ -151,7 +167,7 @@ impl<F: StorageFile> Iterator for Lines<F> {
                 return Some(Err(io::Error::new(io::ErrorKind::InvalidData, "the last line does not end")));
             }
             want = want.max(self.block.len() * 2);
-            match read_up_to(&self.file.file, self.offset, want.min(left)) {
+            match read_up_to(&*self.file.file, self.offset, want.min(left)) {
                 Ok(read) if read.len() > self.block.len() => self.block = read.into(),
                 Ok(_) => return Some(Err(self.stop("the file is shorter than it was"))),
                 Err(e) => {

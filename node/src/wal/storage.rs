@@ -18,11 +18,12 @@ pub trait Storage: std::fmt::Debug + Send + Sync + 'static {
 
     /// Names of the files directly in `dir`, sorted; `""` is the data directory; empty when `dir` is absent.
     fn list(&self, dir: &str) -> io::Result<Vec<String>>;
-    /// Creates an empty file or empties the one there; creates the directory that it is in.
+    /// Creates an empty file or empties the one there; creates the directory that it is in,
+    /// durably.
     fn create(&self, name: &str) -> io::Result<Self::File>;
     /// Opens a file that exists, for reading and writing.
     fn open(&self, name: &str) -> io::Result<Self::File>;
-    /// Atomically replaces `to`. Open handles keep what they had.
+    /// Atomically replaces `to`; creates its directory as [`Self::create`] does. Open handles keep what they had.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
     /// Open handles keep what they had.
     fn remove(&self, name: &str) -> io::Result<()>;
@@ -77,9 +78,11 @@ pub(crate) fn sync_dir<S: Storage>(storage: &S, dir: &str) -> io::Result<()> {
     storage.sync_dir(dir).map_err(|e| io::Error::other(format!("fsync of the directory: {e}")))
 }
 
-/// Whether the disk, or this user's share of it, has no room.
+/// Whether nothing can be written for now: no room on the disk or in this user's share of it, or the
+/// volume is read-only. Only for errors of writes and of names; syncs are wrapped by [`sync`].
 pub(crate) fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    use io::ErrorKind::{PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | ReadOnlyFilesystem | PermissionDenied)
 }
 
 /// A real directory. Whoever opened it for writing holds it alone until dropped.
@@ -126,6 +129,11 @@ impl FileStorage {
         self._lock.is_none()
     }
 
+    fn create_parent(&self, path: &Path) -> io::Result<()> {
+        fs::create_dir_all(path.parent().expect("a file in the data directory has a parent"))?;
+        File::open(&self.dir)?.sync_all()
+    }
+
     fn writable(&self) -> io::Result<()> {
         if self.is_read_only() { Err(io::ErrorKind::ReadOnlyFilesystem.into()) } else { Ok(()) }
     }
@@ -156,9 +164,7 @@ impl Storage for FileStorage {
         let create = || OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path);
         match create() {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                let parent = path.parent().expect("a file in the data directory has a parent");
-                fs::create_dir_all(parent)?;
-                File::open(&self.dir)?.sync_all()?;
+                self.create_parent(&path)?;
                 create()
             }
             file => file,
@@ -171,7 +177,14 @@ impl Storage for FileStorage {
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         self.writable()?;
-        fs::rename(self.dir.join(from), self.dir.join(to))
+        let (from, to) = (self.dir.join(from), self.dir.join(to));
+        match fs::rename(&from, &to) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound && from.exists() => {
+                self.create_parent(&to)?;
+                fs::rename(from, to)
+            }
+            renamed => renamed,
+        }
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {

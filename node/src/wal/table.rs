@@ -10,7 +10,8 @@ use kv_core::contract::Base;
 use kv_core::entry::{EntryId, LogPosition};
 use kv_core::group::ClusterId;
 
-use super::manifest::SealedFile;
+use super::Options;
+use super::manifest::{FileKind, Gap, Manifest, SealedFile};
 use super::segment::LogFile;
 use super::storage::Storage;
 
@@ -25,11 +26,33 @@ pub struct FileTable<F> {
     pub meta: Base,
     /// None: uninitialised.
     pub cluster_id: Option<ClusterId>,
+    /// Ids that the log lacks, rising.
+    pub gaps: Vec<Gap>,
     /// The manifest's: what was made from one lineage is refused in another.
     pub lineage: u64,
 }
 
 impl<F> FileTable<F> {
+    /// Without files.
+    pub(crate) fn empty(manifest: &Manifest) -> Self {
+        Self {
+            base: Vec::new(),
+            log: Vec::new(),
+            meta: manifest.base.clone(),
+            cluster_id: manifest.hard.cluster_id.clone(),
+            gaps: manifest.gaps.clone(),
+            lineage: manifest.lineage,
+        }
+    }
+
+    /// In the manifest's order; the active segment last.
+    pub(crate) fn add(&mut self, file: Arc<LogFile<F>>) {
+        match file.kind {
+            FileKind::Log => self.log.push(file),
+            FileKind::History | FileKind::Live | FileKind::Sessions => self.base.push(file),
+        }
+    }
+
     pub fn horizon(&self) -> LogPosition {
         self.meta.horizon
     }
@@ -44,6 +67,8 @@ pub struct StagedSnapshot {
     pub base: Base,
     /// All sealed, all staged under one generation; log segments cover (horizon, position] without a gap.
     pub files: Vec<SealedFile>,
+    /// Of the log that it was made from.
+    pub gaps: Vec<Gap>,
     pub generation: u64,
 }
 
@@ -76,16 +101,28 @@ pub(crate) struct Shared<S: Storage> {
 }
 
 impl<S: Storage> Shared<S> {
-    pub(crate) fn new(storage: Arc<S>, table: FileTable<S::File>, generation: u64, segment_bytes_max: u64) -> Self {
+    pub(crate) fn new(storage: Arc<S>, table: FileTable<S::File>, generation: u64, options: &Options) -> Self {
+        let limits = SpaceLimits::default();
+        limits.set_storage_limit_bytes(options.storage_limit_bytes);
         Self {
             storage,
             table: ArcSwap::from_pointee(table),
             next_generation: AtomicU64::new(generation + 1),
-            segment_bytes_max,
-            limits: SpaceLimits::default(),
+            segment_bytes_max: options.segment_bytes_max,
+            limits,
             durable: AtomicU64::new(0),
             staged: Mutex::new(None),
         }
+    }
+
+    pub(crate) fn set_durable(&self, durable: EntryId) {
+        self.durable.store(durable.0, Ordering::Release);
+    }
+
+    /// What readers see from now on.
+    pub(crate) fn publish(&self, table: FileTable<S::File>, durable: EntryId) {
+        self.table.store(Arc::new(table));
+        self.durable.store(durable.0, Ordering::Release);
     }
 
     pub(crate) fn next_generation(&self) -> u64 {

@@ -1,0 +1,1 @@
+//! The thread, on a real directory and on one that runs out of room.
