@@ -11,6 +11,7 @@ use kv_core::state_machine::StateMachine;
 use proptest::prelude::*;
 
 use super::*;
+use crate::wal::Options;
 use crate::wal::manifest::SealedFile;
 use crate::wal::segment::{Extent, SegmentWriter};
 use crate::wal::storage::FileStorage;
@@ -98,8 +99,8 @@ impl Log {
             log.push(write(&storage, FileKind::Log, log.len() as u64 + 1, segment));
         }
         let cluster_id = ClusterId::new("c").ok();
-        let table = FileTable { base: Vec::new(), log, meta: base, cluster_id, lineage: 0 };
-        let reader = LogReader(Arc::new(Shared::new(storage, table, 100, 1 << 20)));
+        let table = FileTable { base: Vec::new(), log, meta: base, cluster_id, gaps: Vec::new(), lineage: 0 };
+        let reader = LogReader(Arc::new(Shared::new(storage, table, 100, &Options::default())));
         let state = Arc::new(Applied {
             machine: Mutex::new(machine),
             meanwhile: Mutex::new(all[applied..].to_vec()),
@@ -124,9 +125,11 @@ impl Log {
             log,
             meta: compacted.base.clone(),
             cluster_id: old.cluster_id.clone(),
+            gaps: Vec::new(),
             lineage: old.lineage,
         };
-        self.reader = LogReader(Arc::new(Shared::new(Arc::clone(storage), table, compacted.generation, 1 << 20)));
+        self.reader =
+            LogReader(Arc::new(Shared::new(Arc::clone(storage), table, compacted.generation, &Options::default())));
         self.state.machine.lock().expect("no panic").forget_refused_up_to(horizon);
     }
 
@@ -163,7 +166,7 @@ fn write(storage: &Arc<FileStorage>, kind: FileKind, number: u64, lines: &[Entry
 fn open(storage: &Arc<FileStorage>, sealed: &SealedFile) -> Arc<LogFile<std::fs::File>> {
     let file = storage.open(&sealed.staged_name().expect("staged")).expect("there");
     let extent = Extent { bytes: sealed.bytes, lines: sealed.lines, last: sealed.last, ..Extent::default() };
-    LogFile::new(file, sealed.kind, sealed.number, sealed.first, extent)
+    LogFile::new(Arc::new(file), sealed.kind, sealed.number, sealed.first, extent)
 }
 
 fn recover<F: crate::wal::StorageFile>(table: &FileTable<F>, up_to: EntryId) -> StateMachine {
