@@ -1,6 +1,8 @@
 //! Random stories: the world of the stories under random faults. Whatever happens, an acknowledged
 //! write is there at the end, and all replicas agree.
 
+#![allow(clippy::disallowed_methods, reason = "the tests around the core read files and variables; the core does not")]
+
 #[path = "stories/world.rs"]
 mod world;
 
