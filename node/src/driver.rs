@@ -22,9 +22,10 @@ mod clock;
 mod commits;
 mod effects;
 mod fetches;
-#[expect(dead_code, reason = "asking learners lands with the mending of the log")]
 mod gathering;
 mod handle;
+#[expect(dead_code, reason = "asking learners lands with the mending of the log")]
+mod learners;
 mod lending;
 mod notes;
 mod published;
@@ -53,7 +54,7 @@ use rounds::{Driver, Sources};
 use stop::Stop;
 
 use crate::transport::{Transport, TransportConfig};
-use crate::wal::{Committer, FileStorage, Opened};
+use crate::wal::{Committer, FileStorage, Opened, WalError};
 
 /// Messages of peers that wait for the driver; when full, reading from peers waits.
 const PEER_EVENTS_MAX: usize = 1024;
@@ -71,7 +72,11 @@ pub struct DriverConfig {
 
 /// Starts the driver of an opened log. Must be called inside a tokio runtime; the driver runs until
 /// [`Handle::stop`], the last handle is dropped, or it must stop: see [`Handle::stopped`].
-pub fn start(opened: Opened<FileStorage>, config: DriverConfig) -> Handle {
+///
+/// # Errors
+/// When what learners gave back to a damaged group of one cannot be written to the log.
+#[expect(clippy::unused_async, reason = "asking learners lands with the mending of the log")]
+pub async fn start(opened: Opened<FileStorage>, config: DriverConfig) -> Result<Handle, WalError> {
     let Opened { wal, reader, recovered } = opened;
     let clock = Clock::start();
     let report = recovered.report.clone();
@@ -99,7 +104,7 @@ pub fn start(opened: Opened<FileStorage>, config: DriverConfig) -> Handle {
     let sources = Sources::new(commits, peers, finished_work, calls, published.stop.requests());
     let driver = Driver::new(replica, config.boot, committer, transport, Arc::clone(&published), finished, sources);
     tokio::spawn(supervise(driver, Arc::clone(&published.stop)));
-    Handle { requests, published }
+    Ok(Handle { requests, published })
 }
 
 /// A panic is a broken rule, too: the node must not go on without its driver.

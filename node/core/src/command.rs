@@ -36,8 +36,10 @@ pub enum Invalid {
 }
 
 /// A key: 1 to [`KEY_BYTES_MAX`] bytes of UTF-8, any characters.
+///
+/// Its pointer has no weak count, as many short keys are held in memory and shared.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Key(Arc<str>);
+pub struct Key(triomphe::Arc<str>);
 
 impl Key {
     pub fn new(text: &str) -> Result<Self, Invalid> {

@@ -16,12 +16,12 @@ mod index;
 use std::collections::VecDeque;
 use std::fmt;
 use std::hash::BuildHasher;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use foldhash::fast::FixedState;
 use hashbrown::HashTable;
+use triomphe::Arc;
 
 use crate::command::Key;
 use crate::entry::EntryId;
@@ -44,7 +44,7 @@ pub struct Current {
     /// The entry that wrote the value.
     pub id: EntryId,
     pub version: u64,
-    /// Minified JSON.
+    /// Minified JSON. A pointer without a weak count, for the sake of many short values.
     pub value: Arc<[u8]>,
 }
 

@@ -32,6 +32,7 @@ fn run(text: &str) -> String {
 }
 
 #[test]
+#[allow(clippy::disallowed_methods, reason = "the stories are files; the core that plays them reads none")]
 fn every_story_goes_as_it_is_told() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata");
     let update = std::env::var_os("UPDATE_STORIES").is_some();

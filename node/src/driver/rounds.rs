@@ -9,7 +9,6 @@ use kv_core::contract::{Input, Now, Refusal, Reply};
 use kv_core::entry::EntryId;
 use kv_core::group::MemberId;
 use tokio::sync::{mpsc, watch};
-use tokio::time::timeout;
 
 use super::boot::BootOptions;
 use super::commits::Commits;
@@ -30,8 +29,6 @@ const REQUESTS_PER_ROUND: usize = 512;
 const FINISHED_PER_ROUND: usize = 16;
 /// Longest sleep, so that the sign of life is fresh on an idle node (it may be 30 s old at most).
 const SLEEP_MAX_MS: u64 = 5_000;
-/// Longest wait for connections to close at the end.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often callers that have gone are looked for.
 const SWEEP_INTERVAL_MS: u64 = 1_000;
 
@@ -135,9 +132,7 @@ impl Driver {
     /// Closes what the driver owns. Whoever still waits for a reply gets none: `CallError::Stopped`.
     async fn end(self, why: &Stopped) {
         let Self { transport, committer, .. } = self;
-        if timeout(CLOSE_TIMEOUT, transport.shutdown()).await.is_err() {
-            tracing::info!("peers were slow to close");
-        }
+        transport.shutdown().await;
         if *why == Stopped::Requested {
             committer.close().await;
         }

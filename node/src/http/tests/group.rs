@@ -113,7 +113,7 @@ async fn start_driver(dir: &std::path::Path, name: &str, url: &str) -> Handle {
         limits: Limits::default(),
         start_id: driver::random_u64(),
     };
-    driver::start(opened, DriverConfig { boot, peer_listener, peer_secret: None })
+    driver::start(opened, DriverConfig { boot, peer_listener, peer_secret: None }).await.unwrap()
 }
 
 struct Answer {
