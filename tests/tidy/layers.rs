@@ -5,8 +5,19 @@
 use crate::source::{Source, sources, workspace};
 
 /// All that kv-core may depend on: nothing here can do I/O.
-const CORE_DEPENDENCIES: [&str; 10] =
-    ["bytes", "crc32fast", "foldhash", "hashbrown", "itoa", "memchr", "serde", "serde_json", "siphasher", "thiserror"];
+const CORE_DEPENDENCIES: [&str; 11] = [
+    "bytes",
+    "crc32fast",
+    "foldhash",
+    "hashbrown",
+    "itoa",
+    "memchr",
+    "serde",
+    "serde_json",
+    "siphasher",
+    "thiserror",
+    "triomphe",
+];
 
 /// What would bring I/O, time, threads or chance into kv-core.
 const BANNED_IN_CORE: [&str; 12] = [

@@ -100,7 +100,8 @@ pub(crate) type History = VecDeque<Locator>;
 /// A SET that takes effect.
 pub(crate) struct Put<'a> {
     pub key: &'a Key,
-    pub value: &'a [u8],
+    /// Copied out of the line, which a slice would keep alive whole; and before a shard is locked.
+    pub value: Arc<[u8]>,
     pub version: u64,
     pub id: EntryId,
     pub history_limit: usize,
@@ -192,34 +193,36 @@ impl Keyspace {
 /// The writer's side: one caller, in entry order.
 impl Keyspace {
     /// Makes `put` the current value; the former one becomes history. Returns the key as it is held here.
-    pub(crate) fn put(&self, put: &Put<'_>) -> Key {
-        let hash = self.hasher.hash_one(put.key.as_str());
+    pub(crate) fn put(&self, put: Put<'_>) -> Key {
+        let (key, id) = (put.key, put.id);
+        let hash = self.hasher.hash_one(key.as_str());
         let mut shard = write_lock(self.shard(hash));
-        shard.last_change = shard.last_change.max(put.id);
-        if let Some(record) = shard.records.find_mut(hash, |record| record.key == *put.key) {
+        shard.last_change = shard.last_change.max(id);
+        if let Some(record) = shard.records.find_mut(hash, |record| record.key == *key) {
             record.supersede(put);
             return record.key.clone();
         }
         let record = Record::new(put, None);
         shard.records.insert_unique(hash, record, |record| self.hasher.hash_one(record.key.as_str()));
         drop(shard);
-        self.key_created(put.key, put.id)
+        self.key_created(key, id)
     }
 
     /// Puts a line of the base back: its version and history are trusted. `at` is the horizon.
-    pub(crate) fn restore(&self, put: &Put<'_>, earlier: Option<History>, at: EntryId) {
-        let hash = self.hasher.hash_one(put.key.as_str());
+    pub(crate) fn restore(&self, put: Put<'_>, earlier: Option<History>, at: EntryId) {
+        let (key, history_limit) = (put.key, put.history_limit);
+        let hash = self.hasher.hash_one(key.as_str());
         let mut shard = write_lock(self.shard(hash));
         shard.last_change = shard.last_change.max(at);
         let mut record = Record::new(put, earlier.map(Box::new));
-        record.trim(put.history_limit);
-        if let Some(present) = shard.records.find_mut(hash, |record| record.key == *put.key) {
+        record.trim(history_limit);
+        if let Some(present) = shard.records.find_mut(hash, |record| record.key == *key) {
             *present = record;
             return;
         }
         shard.records.insert_unique(hash, record, |record| self.hasher.hash_one(record.key.as_str()));
         drop(shard);
-        self.key_created(put.key, at);
+        self.key_created(key, at);
     }
 
     /// Drops the key with all its versions, and returns it.
@@ -262,10 +265,9 @@ impl Keyspace {
 }
 
 impl Record {
-    fn new(put: &Put<'_>, earlier: Option<Box<History>>) -> Box<Self> {
-        // Copied: a slice of the line would keep the whole line alive.
-        let value = Arc::from(put.value);
-        Box::new(Self { key: put.key.clone(), value, id: put.id, version: put.version, earlier })
+    fn new(put: Put<'_>, earlier: Option<Box<History>>) -> Box<Self> {
+        let Put { key, value, version, id, history_limit: _ } = put;
+        Box::new(Self { key: key.clone(), value, id, version, earlier })
     }
 
     fn current(&self) -> Current {
@@ -276,7 +278,7 @@ impl Record {
         self.earlier.iter().flat_map(|history| history.iter().copied())
     }
 
-    fn supersede(&mut self, put: &Put<'_>) {
+    fn supersede(&mut self, put: Put<'_>) {
         if put.version <= self.version || put.history_limit == 0 {
             // A version that does not rise: the DELETE in between was lost, and the key began anew.
             self.earlier = None;
@@ -285,7 +287,7 @@ impl Record {
             drop_oldest(history, put.history_limit - 1);
             push_tight(history, Locator { version: self.version, id: self.id });
         }
-        self.value = Arc::from(put.value);
+        self.value = put.value;
         self.id = put.id;
         self.version = put.version;
     }

@@ -170,7 +170,7 @@ impl StateMachine {
         self.observe_time(entry.ts_ms);
         let earlier = self.restoring.remove(key);
         let at = self.applied();
-        self.keyspace.restore(&self.put(key, value, *version, entry.id), earlier, at);
+        self.keyspace.restore(self.put(key, value, *version, entry.id), earlier, at);
     }
 
     pub fn restore_session(&mut self, record: SessionRecord) {
@@ -184,9 +184,9 @@ impl StateMachine {
     /// To be called before apply at every recovery while the LOST entry is in the log, also when the
     /// horizon has passed the gap, so that every replay decides alike.
     pub fn pass_over_lost(&mut self, lost_until: EntryId, known_from: EntryId) {
-        self.finish_restoring();
         self.trusted_until = self.trusted_until.max(known_from);
         if lost_until > self.applied() {
+            self.finish_restoring();
             self.keyspace.publish_applied(lost_until);
         }
     }
@@ -281,7 +281,7 @@ impl StateMachine {
 
     fn carry_out(&mut self, write: &Write<'_>, digest: Option<u64>) -> Written {
         let (key, version) = match write.set {
-            Some((value, version)) => (self.keyspace.put(&self.put(write.key, value, version, write.id)), version),
+            Some((value, version)) => (self.keyspace.put(self.put(write.key, value, version, write.id)), version),
             None => (self.keyspace.remove(write.key, write.id).unwrap_or_else(|| write.key.clone()), 0),
         };
         let written = Written { id: write.id, operation: write.operation(), key, version };
@@ -335,7 +335,7 @@ impl StateMachine {
     }
 
     fn put<'a>(&self, key: &'a Key, value: &'a Value, version: u64, id: EntryId) -> Put<'a> {
-        Put { key, value: value.as_bytes(), version, id, history_limit: self.settings.history_limit as usize }
+        Put { key, value: value.as_bytes().into(), version, id, history_limit: self.settings.history_limit as usize }
     }
 }
 

@@ -10,8 +10,8 @@ fn key(text: &str) -> Key {
 
 fn put(keyspace: &Keyspace, id: u64, text: &str, version: u64) {
     let value = format!("\"{text}@{id}\"");
-    let put = Put { key: &key(text), value: value.as_bytes(), version, id: EntryId(id), history_limit: 2 };
-    keyspace.put(&put);
+    let put = Put { key: &key(text), value: value.as_bytes().into(), version, id: EntryId(id), history_limit: 2 };
+    keyspace.put(put);
     keyspace.publish_applied(EntryId(id));
 }
 
@@ -122,11 +122,11 @@ fn at_equal_ids_concurrent_reads_give_equal_answers() {
         for id in (1..=LAST).map(EntryId) {
             for n in (1..=KEYS).filter(|n| id.0 % n == 0) {
                 let key = key(&format!("k{n}"));
-                keyspace.put(&Put { key: &key, value: b"1", version: id.0 / n, id, history_limit });
+                keyspace.put(Put { key: &key, value: b"1"[..].into(), version: id.0 / n, id, history_limit });
             }
             let key = key("d");
             if id.0 % 2 == 1 {
-                keyspace.put(&Put { key: &key, value: b"1", version: 1, id, history_limit });
+                keyspace.put(Put { key: &key, value: b"1"[..].into(), version: 1, id, history_limit });
             } else {
                 keyspace.remove(&key, id);
             }
