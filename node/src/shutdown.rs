@@ -1,1 +1,71 @@
-//! stub
+//! The end of a node. The first signal drains: unready, leadership handed over, requests answered, the
+//! log flushed. The second one aborts. Called by `serve`; `dev` uses the signals alone.
+
+use std::io;
+use std::time::Duration;
+
+use kv_core::contract::{Reply, Request};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::driver::{Handle, Stopped};
+
+/// The replica gives a hand-over up after 1 s; this is for a driver that is busy.
+const HAND_OVER_MAX: Duration = Duration::from_secs(3);
+
+/// What asks a process to end.
+pub struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// From now on signals wait here instead of ending the process.
+    pub fn listen() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// The name of the next signal. May be cancelled: none is lost.
+    pub async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+/// What a drain needs of a running node.
+pub struct Draining {
+    pub handle: Handle,
+    pub drain_delay: Duration,
+    /// Ends the client port.
+    pub http_stop: CancellationToken,
+    /// The client port's task; over when the last request is answered.
+    pub http: JoinHandle<()>,
+}
+
+/// Ends the node in order. Must not be cancelled unless the process ends at once: what is in flight
+/// then has an unknown outcome.
+pub async fn drain(draining: Draining) -> Stopped {
+    let Draining { handle, drain_delay, http_stop, http } = draining;
+    handle.start_draining();
+    hand_over(&handle).await;
+    tokio::time::sleep(drain_delay).await;
+    http_stop.cancel();
+    if let Err(error) = http.await {
+        tracing::error!(%error, "the client port ended badly");
+    }
+    handle.stop();
+    handle.stopped().await
+}
+
+/// Whoever does not lead, or has nobody to hand over to, just goes on.
+async fn hand_over(handle: &Handle) {
+    match handle.request(Request::HandOver, Instant::now() + HAND_OVER_MAX).await {
+        Ok(Reply::Done { .. }) => tracing::info!("leadership is elsewhere"),
+        Ok(reply) => tracing::info!(?reply, "leadership could not be handed over"),
+        Err(error) => tracing::info!(%error, "leadership could not be handed over"),
+    }
+}

@@ -1,0 +1,249 @@
+//! One node from its start to its end: takes the data directory and the ports, serves probes while the
+//! log is read, starts the driver, sees to it that the volume becomes a member, and drains on a signal.
+//! Called by main; the life of a request is in [`crate::http`].
+
+mod warnings;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kv_core::contract::Limits;
+use kv_core::group::{MemberId, NodeName};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::bootstrap::{self, Bootstrap, BootstrapError, ListedMember, Start};
+use crate::compactor::{CompactionJob, CompactionOutcome, Compactor};
+use crate::config::{Addresses, ClusterMember, ServeConfig, StartRole};
+use crate::driver::{self, BootOptions, DriverConfig, Handle, Stopped, random_u64};
+use crate::http::{self, ClientTimeouts, HttpConfig, Running, Slot};
+use crate::metrics::Metrics;
+use crate::shutdown::{self, Draining, Signals};
+use crate::wal::{self, FileStorage, NewVolume, Opened, Options, StorageError, WalError};
+
+/// Why a node did not start, or ended other than it was asked to. One line each.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error("cannot listen on {address} ({flag}, environment {variable}): {error}")]
+    Listen { address: String, flag: &'static str, variable: &'static str, error: io::Error },
+    #[error("{0}")]
+    Storage(#[from] StorageError),
+    #[error("data directory {dir}: {error}")]
+    Log { dir: String, error: WalError },
+    #[error("data directory {dir} belongs to node {found}, not to {asked}: start it with --id {found} (NODE_ID)")]
+    OtherName { dir: String, found: NodeName, asked: NodeName },
+    #[error("{0}")]
+    Bootstrap(#[from] BootstrapError),
+    #[error("the node has stopped: {0:?}")]
+    Stopped(Stopped),
+    #[error("aborted by a second signal")]
+    Aborted,
+    #[error("signals cannot be waited for: {0}")]
+    Signals(io::Error),
+}
+
+/// The two ports of a node, bound.
+struct Ports {
+    clients: TcpListener,
+    peers: TcpListener,
+    url: String,
+    peer_url: String,
+}
+
+/// Runs a node until it is asked to end, or cannot go on.
+pub async fn run(config: ServeConfig) -> Result<(), ServeError> {
+    let mut signals = Signals::listen().map_err(ServeError::Signals)?;
+    let storage = FileStorage::open(&config.storage.data_dir)?;
+    let Ports { clients, peers, url, peer_url } = bind(&config.addresses).await?;
+    tracing::info!(node = %config.name, url, peer_url, data_dir = %config.storage.data_dir.display(), "starting");
+    let (slot, metrics) = (Slot::default(), Arc::new(Metrics::new()));
+    let http_stop = CancellationToken::new();
+    let http =
+        http::serve(clients, http_config(&config, &url), Arc::clone(&slot), Arc::clone(&metrics), http_stop.clone());
+    let http = tokio::spawn(http);
+
+    let opened = tokio::select! {
+        opened = open(Arc::new(storage), &config) => opened?,
+        // Reading the log changes nothing that the next start could not repeat.
+        signal = signals.next() => { tracing::info!(signal, "stopped while reading the log"); return Ok(()) }
+    };
+    let handle = start_driver(opened, &config, peers, url, peer_url);
+    let compactor = Compactor::start(Arc::new(NotYetBuilt), config.compaction);
+    let running = Running { handle: handle.clone(), compactor };
+    assert!(slot.set(running).is_ok(), "the slot is filled here alone");
+    warnings::watch_settings(handle.clone(), config.group.asked);
+
+    let membership = tokio::spawn(bootstrap::run(bootstrap_of(&config), handle.clone()));
+    let signal = wait_for_end(&mut signals, &handle, membership).await?;
+    tracing::info!(signal, "draining; a second signal aborts");
+    let draining = Draining { handle, drain_delay: config.drain_delay, http_stop, http };
+    tokio::select! {
+        stopped = shutdown::drain(draining) => require_orderly(stopped),
+        _ = signals.next() => Err(ServeError::Aborted),
+    }
+}
+
+async fn bind(addresses: &Addresses) -> Result<Ports, ServeError> {
+    let Addresses { listen, peer_listen, url, peer_url } = addresses;
+    let (clients, client_url) = listen_on(listen, "--listen", "LISTEN_ADDR").await?;
+    let (peers, peers_url) = listen_on(peer_listen, "--peer-listen", "PEER_LISTEN_ADDR").await?;
+    let url = url.clone().unwrap_or(client_url);
+    let peer_url = peer_url.clone().unwrap_or(peers_url);
+    Ok(Ports { clients, peers, url, peer_url })
+}
+
+/// The listener, and the URL by which this machine reaches it.
+async fn listen_on(
+    address: &str,
+    flag: &'static str,
+    variable: &'static str,
+) -> Result<(TcpListener, String), ServeError> {
+    let refused = |error| ServeError::Listen { address: address.to_owned(), flag, variable, error };
+    let listener = TcpListener::bind(address).await.map_err(refused)?;
+    let url = url_of(listener.local_addr().map_err(refused)?);
+    Ok((listener, url))
+}
+
+/// An address that stands for all of the machine's is reached as localhost.
+fn url_of(address: SocketAddr) -> String {
+    if address.ip().is_unspecified() {
+        return format!("http://localhost:{}", address.port());
+    }
+    format!("http://{address}")
+}
+
+/// Reads the log on a thread of its own: the ports answer meanwhile.
+async fn open(storage: Arc<FileStorage>, config: &ServeConfig) -> Result<Opened<FileStorage>, ServeError> {
+    let dir = config.storage.data_dir.display().to_string();
+    let options = Options {
+        segment_bytes_max: config.storage.segment_bytes_max,
+        on_damage: config.storage.on_damage,
+        recovery_threads: std::thread::available_parallelism().map_or(1, usize::from),
+        hash_seed: random_u64(),
+        reserve_bytes: wal::RESERVE_BYTES_DEFAULT,
+        storage_limit_bytes: config.storage.limit_bytes,
+    };
+    let new_volume = new_volume(config);
+    let opened = tokio::task::spawn_blocking(move || wal::open(storage, &options, &new_volume)).await;
+    let opened = opened.expect("reading the log does not panic and is not cancelled");
+    let opened = opened.map_err(|error| ServeError::Log { dir: dir.clone(), error })?;
+    let found = &opened.recovered.hard.name;
+    if *found != config.name {
+        return Err(ServeError::OtherName { dir, found: found.clone(), asked: config.name.clone() });
+    }
+    warnings::report_recovery(&opened.recovered.report);
+    Ok(opened)
+}
+
+fn new_volume(config: &ServeConfig) -> NewVolume {
+    let member_id = MemberId(random_u64());
+    NewVolume { name: config.name.clone(), member_id, settings: config.group.seed }
+}
+
+fn start_driver(
+    opened: Opened<FileStorage>,
+    config: &ServeConfig,
+    peer_listener: TcpListener,
+    url: String,
+    peer_url: String,
+) -> Handle {
+    let boot = BootOptions {
+        url,
+        peer_url,
+        tuning: config.tuning,
+        lead_at_start: config.lead_at_start,
+        limits: Limits::default(),
+        start_id: random_u64(),
+    };
+    let peer_secret = config.auth_token.as_ref().map(|token| token.to_vec());
+    driver::start(opened, DriverConfig { boot, peer_listener, peer_secret })
+}
+
+fn http_config(config: &ServeConfig, url: &str) -> HttpConfig {
+    HttpConfig {
+        name: config.name.clone(),
+        url: url.to_owned(),
+        api_timeout: config.clients.api_timeout,
+        value_bytes_max: config.clients.value_bytes_max,
+        segment_bytes_max: config.storage.segment_bytes_max,
+        heartbeat_interval: Duration::from_millis(config.tuning.heartbeat_interval_ms),
+        seed_settings: config.group.seed,
+        auth_token: config.auth_token.clone(),
+        timeouts: ClientTimeouts::default(),
+    }
+}
+
+fn bootstrap_of(config: &ServeConfig) -> Bootstrap {
+    let start = match &config.role {
+        StartRole::Alone => Start::Alone,
+        StartRole::Follow { leader_url } => Start::Follow { leader_url: leader_url.clone() },
+        StartRole::Cluster(file) => {
+            Start::Cluster { members: file.members.iter().map(listed).collect(), leader: file.leader.clone() }
+        }
+        StartRole::Join => Start::Join,
+    };
+    Bootstrap { start, settings: config.group.seed, auth_token: config.auth_token.clone() }
+}
+
+fn listed(member: &ClusterMember) -> ListedMember {
+    let ClusterMember { id, url, peer_url } = member.clone();
+    ListedMember { name: id, url, peer_url }
+}
+
+/// The signal that asks the node to end; an error when it cannot go on, or never can be what it was told.
+async fn wait_for_end(
+    signals: &mut Signals,
+    handle: &Handle,
+    membership: JoinHandle<Result<(), BootstrapError>>,
+) -> Result<&'static str, ServeError> {
+    tokio::select! {
+        signal = signals.next() => Ok(signal),
+        stopped = handle.stopped() => Err(ServeError::Stopped(stopped)),
+        error = refusal(membership) => {
+            handle.stop();
+            handle.stopped().await;
+            Err(error.into())
+        }
+    }
+}
+
+/// Completes when the node can never become a member; a node that has become one never completes it.
+async fn refusal(membership: JoinHandle<Result<(), BootstrapError>>) -> BootstrapError {
+    match membership.await.expect("the task does not panic and is not cancelled") {
+        Err(error) => error,
+        Ok(()) => std::future::pending().await,
+    }
+}
+
+fn require_orderly(stopped: Stopped) -> Result<(), ServeError> {
+    match stopped {
+        Stopped::Requested => Ok(()),
+        Stopped::Storage(_) | Stopped::Rules(_) => Err(ServeError::Stopped(stopped)),
+    }
+}
+
+/// Stands in until the log can be compacted.
+struct NotYetBuilt;
+
+impl CompactionJob for NotYetBuilt {
+    fn run(&self) -> Result<CompactionOutcome, String> {
+        Err("not yet built".into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_listens_everywhere_is_reached_as_localhost() {
+        let url = |text: &str| url_of(text.parse().unwrap());
+        assert_eq!(url("0.0.0.0:8000"), "http://localhost:8000");
+        assert_eq!(url("[::]:8000"), "http://localhost:8000");
+        assert_eq!(url("127.0.0.5:8001"), "http://127.0.0.5:8001");
+        assert_eq!(url("[::1]:8001"), "http://[::1]:8001");
+    }
+}
