@@ -70,7 +70,7 @@ pub async fn run(config: ServeConfig) -> Result<(), ServeError> {
         // Reading the log changes nothing that the next start could not repeat.
         signal = signals.next() => { tracing::info!(signal, "stopped while reading the log"); return Ok(()) }
     };
-    let handle = start_driver(opened, &config, peers, url, peer_url);
+    let handle = start_driver(opened, &config, peers, url, peer_url).await;
     let compactor = Compactor::start(Arc::new(NotYetBuilt), config.compaction);
     let running = Running { handle: handle.clone(), compactor };
     assert!(slot.set(running).is_ok(), "the slot is filled here alone");
@@ -143,7 +143,7 @@ fn new_volume(config: &ServeConfig) -> NewVolume {
     NewVolume { name: config.name.clone(), member_id, settings: config.group.seed }
 }
 
-fn start_driver(
+async fn start_driver(
     opened: Opened<FileStorage>,
     config: &ServeConfig,
     peer_listener: TcpListener,
@@ -159,7 +159,7 @@ fn start_driver(
         start_id: random_u64(),
     };
     let peer_secret = config.auth_token.as_ref().map(|token| token.to_vec());
-    driver::start(opened, DriverConfig { boot, peer_listener, peer_secret })
+    driver::start(opened, DriverConfig { boot, peer_listener, peer_secret }).await
 }
 
 fn http_config(config: &ServeConfig, url: &str) -> HttpConfig {
