@@ -70,7 +70,7 @@ pub async fn run(config: ServeConfig) -> Result<(), ServeError> {
         // Reading the log changes nothing that the next start could not repeat.
         signal = signals.next() => { tracing::info!(signal, "stopped while reading the log"); return Ok(()) }
     };
-    let handle = start_driver(opened, &config, peers, url, peer_url).await;
+    let handle = start_driver(opened, &config, peers, url, peer_url).await?;
     let compactor = Compactor::start(Arc::new(NotYetBuilt), config.compaction);
     let running = Running { handle: handle.clone(), compactor };
     assert!(slot.set(running).is_ok(), "the slot is filled here alone");
@@ -149,7 +149,7 @@ async fn start_driver(
     peer_listener: TcpListener,
     url: String,
     peer_url: String,
-) -> Handle {
+) -> Result<Handle, ServeError> {
     let boot = BootOptions {
         url,
         peer_url,
@@ -159,7 +159,9 @@ async fn start_driver(
         start_id: random_u64(),
     };
     let peer_secret = config.auth_token.as_ref().map(|token| token.to_vec());
-    driver::start(opened, DriverConfig { boot, peer_listener, peer_secret }).await
+    let dir = config.storage.data_dir.display().to_string();
+    let started = driver::start(opened, DriverConfig { boot, peer_listener, peer_secret }).await;
+    started.map_err(|error| ServeError::Log { dir, error })
 }
 
 fn http_config(config: &ServeConfig, url: &str) -> HttpConfig {
