@@ -181,7 +181,6 @@ async fn group_of_three() -> [Node; 3] {
 }
 
 #[tokio::test]
-#[ignore = "needs the log"]
 async fn values_have_versions_and_preconditions() {
     let node = group_of_one().await;
     let put = node.put("/key/config", json!({"value": "initial-setting"})).await;
@@ -226,7 +225,6 @@ async fn values_have_versions_and_preconditions() {
 }
 
 #[tokio::test]
-#[ignore = "needs the log"]
 async fn keys_are_any_text_and_are_listed_by_pages() {
     let node = group_of_one().await;
     for key in ["b", "a%2Fb%20%00", "%C3%A9", "prefix-1", "prefix-2", "prefix-3"] {
@@ -243,7 +241,6 @@ async fn keys_are_any_text_and_are_listed_by_pages() {
 }
 
 #[tokio::test]
-#[ignore = "needs the log"]
 async fn a_request_with_ids_is_carried_out_once() {
     let node = group_of_one().await;
     let path = "/key/k?client_id=c&request_id=r";
@@ -276,7 +273,6 @@ async fn a_request_with_ids_is_carried_out_once() {
 }
 
 #[tokio::test]
-#[ignore = "needs the log"]
 async fn a_long_history_is_streamed_whole() {
     let node = group_of_one().await;
     let large = "x".repeat(900);
@@ -292,7 +288,6 @@ async fn a_long_history_is_streamed_whole() {
 }
 
 #[tokio::test]
-#[ignore = "needs the log"]
 async fn settings_and_directives_are_strict() {
     let node = group_of_one().await;
     let post = |path: &'static str, body: Value| node.ask(Method::POST, path, Some(body));
@@ -314,7 +309,6 @@ async fn settings_and_directives_are_strict() {
 }
 
 #[tokio::test]
-#[ignore = "needs the log"]
 async fn any_node_answers_what_only_the_leader_can_do() {
     let [a, b, c] = group_of_three().await;
     let put = b.put("/key/k", json!({"value": 1})).await;
@@ -349,7 +343,6 @@ async fn any_node_answers_what_only_the_leader_can_do() {
 }
 
 #[tokio::test]
-#[ignore = "needs the log"]
 async fn without_a_leader_nothing_is_written_and_reads_go_on() {
     let [a, b, c] = group_of_three().await;
     b.put("/key/k", json!({"value": 1})).await;
