@@ -13,11 +13,12 @@ pub mod reader;
 pub mod recovery;
 pub mod restore;
 pub mod segment;
-#[expect(dead_code, reason = "its writer lands with the reader of the log")]
 pub mod snapshot;
 mod staging;
 pub mod storage;
 pub mod table;
+#[cfg(test)]
+mod test_log;
 mod truncate;
 pub mod verify;
 mod volume;

@@ -20,8 +20,13 @@
 
 mod check;
 mod format;
+mod receive;
+mod send;
 
+pub(crate) use check::Checker;
 pub use format::{Counts, Header};
+pub use receive::{ReceiveError, Received, SnapshotReceiver};
+pub use send::{SnapshotSource, SnapshotUnavailable};
 
 use kv_core::command::VALUE_BYTES_CEILING;
 use kv_core::entry::LineError;
@@ -48,3 +53,6 @@ pub enum SnapshotError {
     #[error("line {number} of the snapshot: {rule}")]
     Rule { number: u64, rule: &'static str },
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,8 @@
 //! no I/O. Its caller gets each line with the section it belongs to and stores it somewhere.
 
 use bytes::{Bytes, BytesMut};
-use kv_core::entry::{Body, Control, Entry, EntryId, LogPosition, verify_line};
+use kv_core::entry::{Body, Entry, EntryId, LogPosition};
+use kv_core::sessions::SessionRecord;
 
 use super::format::{Counts, Header, Mark, Section, Trailer, decode_header, decode_mark};
 use super::{LINE_BYTES_MAX, SnapshotError};
@@ -11,7 +12,7 @@ use super::{LINE_BYTES_MAX, SnapshotError};
 /// What one line of the stream is.
 #[derive(Debug)]
 pub(crate) enum Item {
-    Header(Box<Header>),
+    Header,
     Begins(Section),
     /// A line without its newline.
     Line {
@@ -21,6 +22,8 @@ pub(crate) enum Item {
     },
     End(Counts),
 }
+
+const GAP: &str = "ids above the horizon have a gap";
 
 /// Cuts chunks into lines and checks them.
 #[derive(Debug, Default)]
@@ -88,8 +91,8 @@ impl Checker {
         if self.header.is_none() {
             let header = decode_header(&line)?;
             self.count_bytes(&line);
-            self.header = Some(header.clone());
-            return Ok(Item::Header(Box::new(header)));
+            self.header = Some(header);
+            return Ok(Item::Header);
         }
         let item = match decode_mark(&line, self.lines)? {
             Some(Mark::End(trailer)) => return self.end(&trailer),
@@ -162,25 +165,32 @@ impl Checker {
         }
     }
 
-    /// Stand-in until the table of requests has its own line.
     fn session(&self, line: &[u8]) -> Result<LogPosition, SnapshotError> {
-        verify_line(line).map_err(|error| SnapshotError::Line { number: self.lines, error })?;
-        Ok(self.last)
+        let record = SessionRecord::decode(line);
+        let record = record.map_err(|error| SnapshotError::Line { number: self.lines, error })?;
+        self.below_horizon(record.id)?;
+        Ok(LogPosition { epoch: self.last.epoch, id: record.id })
     }
 
     fn log_line(&self, line: Bytes) -> Result<LogPosition, SnapshotError> {
         let entry = self.decode(line)?;
-        let first = match entry.body {
-            Body::Control(Control::Lost { first, .. }) => first,
-            _ => entry.id,
-        };
-        if first != self.last.id.next() || entry.id < first {
-            return Err(self.rule("ids above the horizon have a gap"));
+        if entry.id <= self.last.id {
+            return Err(self.rule("ids do not rise"));
         }
         if entry.epoch < self.last.epoch {
             return Err(self.rule("epochs fall"));
         }
+        let expected = self.last.id.next();
+        if entry.id > expected {
+            self.known_gap(expected, entry.id.prev())?;
+        }
         Ok(entry.position())
+    }
+
+    /// Ids may be missing only where the log that the snapshot was made from lacks them, too.
+    fn known_gap(&self, first: EntryId, last: EntryId) -> Result<(), SnapshotError> {
+        let known = self.header().gaps.iter().any(|gap| gap.first <= first && last <= gap.last);
+        if known { Ok(()) } else { Err(self.rule(GAP)) }
     }
 
     fn end(&mut self, trailer: &Trailer) -> Result<Item, SnapshotError> {

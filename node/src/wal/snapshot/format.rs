@@ -7,6 +7,7 @@ use kv_core::group::ClusterId;
 use serde::{Deserialize, Serialize};
 
 use super::SnapshotError;
+use crate::wal::manifest::Gap;
 
 /// The format written, and the newest one read.
 pub(super) const FORMAT: u32 = 1;
@@ -22,11 +23,14 @@ pub struct Header {
     pub position: LogPosition,
     /// What the lines at or below the base's horizon stand for.
     pub base: Base,
+    /// Ids that the log lacks, and about which apply must know.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gaps: Vec<Gap>,
 }
 
 impl Header {
     pub(crate) fn new(cluster_id: ClusterId, position: LogPosition, base: Base) -> Self {
-        Self { kvcluster_snapshot: FORMAT, cluster_id, position, base }
+        Self { kvcluster_snapshot: FORMAT, cluster_id, position, base, gaps: Vec::new() }
     }
 }
 
