@@ -20,8 +20,10 @@ mod applied;
 mod boot;
 mod clock;
 mod commits;
+mod compaction;
 mod effects;
 mod fetches;
+#[cfg_attr(not(test), expect(dead_code, reason = "asking learners lands with the mending of the log"))]
 mod gathering;
 mod handle;
 #[expect(dead_code, reason = "asking learners lands with the mending of the log")]
@@ -49,7 +51,7 @@ pub use published::NodeReport;
 pub use stop::Stopped;
 
 use commits::Commits;
-use published::{AppliedState, First, Published};
+use published::{AppliedState, First, Log, Published};
 use rounds::{Driver, Sources};
 use stop::Stop;
 
@@ -79,17 +81,17 @@ pub struct DriverConfig {
 pub async fn start(opened: Opened<FileStorage>, config: DriverConfig) -> Result<Handle, WalError> {
     let Opened { wal, reader, recovered } = opened;
     let clock = Clock::start();
-    let report = recovered.report.clone();
-    let now = clock.now();
-    let replica = Replica::new(boot::boot(recovered, &config.boot), now);
-    let state = AppliedState { keyspace: replica.keyspace(), sessions: replica.sessions() };
-    let first = First { view: replica.view(now), hello: replica.hello(), state };
-    let published = Arc::new(Published::new(clock, reader, report, first));
     let commits = Commits::default();
     let committer = Committer::spawn(wal, {
         let commits = commits.clone();
         move |event| commits.push(event)
     });
+    let log = Log { reader, committer: committer.handle(), recovery: recovered.report.clone() };
+    let now = clock.now();
+    let replica = Replica::new(boot::boot(recovered, &config.boot), now);
+    let state = AppliedState { keyspace: replica.keyspace(), sessions: replica.sessions() };
+    let first = First { view: replica.view(now), hello: replica.hello(), state };
+    let published = Arc::new(Published::new(clock, log, first));
     let (peer_events, peers) = mpsc::channel(PEER_EVENTS_MAX);
     let transport = Transport::start(
         TransportConfig {

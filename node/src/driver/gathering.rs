@@ -55,11 +55,6 @@ impl Gathering {
         self.next_missing(EntryId::ZERO).is_none()
     }
 
-    /// Some learner has not said yet that it has nothing more.
-    pub(crate) fn is_waiting(&self) -> bool {
-        !self.asked.is_empty()
-    }
-
     /// What was found, rising by id, and the ids that nobody holds.
     pub(crate) fn finish(self) -> (Vec<Entry>, Vec<IdRange>) {
         let mut lost = Vec::new();
@@ -142,7 +137,7 @@ mod tests {
         assert_eq!(gathering.lines(MemberId(7), EntryId(6), entries(3, 4)), request(5, 6));
         assert_eq!(gathering.lines(MemberId(7), EntryId(6), Vec::new()), request(9, 9));
         assert_eq!(gathering.lines(MemberId(7), EntryId(9), Vec::new()), None);
-        assert!(!gathering.is_waiting());
+        assert!(gathering.asked.is_empty());
         assert_eq!(gathering.connected(&hello(8, cluster())), request(5, 6));
         assert_eq!(gathering.lines(MemberId(8), EntryId(6), entries(5, 5)), request(6, 6));
         assert_eq!(gathering.lines(MemberId(8), EntryId(6), Vec::new()), request(9, 9));

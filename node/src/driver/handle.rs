@@ -13,16 +13,21 @@ use tokio::time::{Instant, timeout_at};
 use super::clock::Clock;
 use super::published::{NodeReport, Published};
 use super::stop::Stopped;
+use crate::wal::compaction::Settled;
 use crate::wal::{FileStorage, LogReader};
 
 /// Requests that wait for the driver's next batch; over it: [`CallError::Busy`].
 pub(crate) const REQUESTS_MAX: usize = 4096;
 
-/// A request on its way to the replica.
+/// A question on its way to the driver.
 #[derive(Debug)]
-pub(crate) struct Call {
-    pub(crate) request: Request,
-    pub(crate) reply: oneshot::Sender<Reply>,
+pub(crate) enum Call {
+    Replica {
+        request: Request,
+        reply: oneshot::Sender<Reply>,
+    },
+    /// For compaction: what is applied, and what was refused, between two entries.
+    Settled(oneshot::Sender<Settled>),
 }
 
 /// Why a request got no reply. Only `Busy` says that it was not looked at.
@@ -47,7 +52,7 @@ impl Handle {
     /// May be cancelled: what was proposed goes on.
     pub async fn request(&self, request: Request, deadline: Instant) -> Result<Reply, CallError> {
         let (reply, answer) = oneshot::channel();
-        match self.requests.try_send(Call { request, reply }) {
+        match self.requests.try_send(Call::Replica { request, reply }) {
             Ok(()) => {}
             Err(mpsc::error::TrySendError::Full(_)) => return Err(CallError::Busy),
             Err(mpsc::error::TrySendError::Closed(_)) => return Err(CallError::Stopped),

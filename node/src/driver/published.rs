@@ -17,7 +17,7 @@ use super::applied::AppliedWaiters;
 use super::clock::Clock;
 use super::snapshots::Floors;
 use super::stop::Stop;
-use crate::wal::{FileStorage, LogReader, RecoveryReport};
+use crate::wal::{CommitterHandle, FileStorage, LogReader, RecoveryReport};
 
 /// Without a round of the driver for this long, the node counts as stuck.
 const STUCK_MS: u64 = 30_000;
@@ -41,6 +41,13 @@ pub struct NodeReport {
     pub recovery: Arc<RecoveryReport>,
 }
 
+/// The parts of an open log that others than the driver use.
+pub(crate) struct Log {
+    pub(crate) reader: LogReader<FileStorage>,
+    pub(crate) committer: CommitterHandle,
+    pub(crate) recovery: RecoveryReport,
+}
+
 /// What is published before the first round.
 pub(crate) struct First {
     pub(crate) view: View,
@@ -51,6 +58,7 @@ pub(crate) struct First {
 pub(crate) struct Published {
     pub(crate) clock: Clock,
     pub(crate) reader: LogReader<FileStorage>,
+    pub(crate) committer: CommitterHandle,
     pub(crate) hello: Arc<ArcSwap<Hello>>,
     pub(crate) applied_waiters: AppliedWaiters,
     /// Apart, so that whoever waits for the end does not keep the log open.
@@ -68,11 +76,13 @@ pub(crate) struct Published {
 }
 
 impl Published {
-    pub(crate) fn new(clock: Clock, reader: LogReader<FileStorage>, recovery: RecoveryReport, first: First) -> Self {
+    pub(crate) fn new(clock: Clock, log: Log, first: First) -> Self {
+        let Log { reader, committer, recovery } = log;
         let First { view, hello, state } = first;
         Self {
             clock,
             reader,
+            committer,
             hello: Arc::new(ArcSwap::from_pointee(hello)),
             applied_waiters: AppliedWaiters::default(),
             stop: Arc::default(),

@@ -21,6 +21,7 @@ use super::snapshots::{Floor, Turns};
 use super::stop::Stopped;
 use crate::transport::{Transport, TransportEvent};
 use crate::wal::Committer;
+use crate::wal::compaction::Settled;
 
 /// Taken from each source in one round, so that none starves another: durable positions and peers go
 /// first, and a flood of requests delays them by one such batch at most.
@@ -199,11 +200,16 @@ impl Driver {
     }
 
     fn call(&mut self, now: Now, call: Call) {
-        let Call { request, reply } = call;
-        match self.replies.insert(reply) {
-            Ok(token) => self.replica.step(now, Input::Request { token, request }),
-            Err(reply) => {
-                let _gone = reply.send(Reply::Refused(Refusal::Overloaded));
+        match call {
+            Call::Replica { request, reply } => match self.replies.insert(reply) {
+                Ok(token) => self.replica.step(now, Input::Request { token, request }),
+                Err(reply) => {
+                    let _gone = reply.send(Reply::Refused(Refusal::Overloaded));
+                }
+            },
+            Call::Settled(reply) => {
+                let state = self.replica.state();
+                let _gone = reply.send(Settled { applied: state.applied(), refused: state.refused().to_vec() });
             }
         }
     }

@@ -213,3 +213,29 @@ async fn what_was_written_on_the_leader_is_read_on_every_follower() {
         stop(node).await;
     }
 }
+
+#[tokio::test]
+#[ignore = "needs the log"]
+async fn an_empty_learner_is_given_a_snapshot_and_then_follows() {
+    let dirs = [tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory")];
+    let leader = start_node(dirs[0].path(), "a").await;
+    let learner = start_node(dirs[1].path(), "b").await;
+    found(&[&leader]).await;
+    write(&leader, "k", "1").await;
+    write(&leader, "k", "2").await;
+    let before = learner.keyspace();
+    let member = info(&learner).await;
+    let reply = ask(&leader, Request::AddMember { target: None, member, voter: false }).await;
+    assert!(matches!(reply, Reply::Done { .. }), "{reply:?}");
+    learner.wait_view(soon(), |view| view.role == Role::Learner && view.caught_up).await.expect("follows");
+    assert_eq!(value(&learner, "k").as_deref(), Some("2"));
+    assert_eq!(before.get("k").found.map(|c| c.version), None);
+    assert!(learner.is_ready());
+
+    let id = write(&leader, "k", "3").await;
+    assert!(learner.wait_applied(id, soon()).await);
+    assert_eq!(value(&learner, "k").as_deref(), Some("3"));
+    assert_eq!(learner.keyspace().versions("k").found.map(|v| v.earlier.len()), Some(2));
+    stop(learner).await;
+    stop(leader).await;
+}
