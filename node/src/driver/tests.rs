@@ -33,7 +33,7 @@ async fn start_node(dir: &Path, name: &str) -> Handle {
     let boot = BootOptions {
         url: format!("http://{name}"),
         peer_url,
-        tuning: Tuning { heartbeat_interval_ms: 20, heartbeat_timeout_ms: 400, failover: Failover::Manual },
+        tuning: Tuning { heartbeat_interval_ms: 50, heartbeat_timeout_ms: 2_000, failover: Failover::Manual },
         lead_at_start: false,
         limits: Limits::default(),
         start_id: random_u64(),
@@ -116,7 +116,6 @@ async fn stop(node: Handle) {
 }
 
 #[tokio::test]
-#[ignore = "needs the log"]
 async fn an_empty_node_refuses_and_a_founded_one_keeps_what_it_answered() {
     let dir = tempfile::tempdir().expect("a directory");
     let node = start_node(dir.path(), "a").await;
@@ -142,7 +141,6 @@ async fn an_empty_node_refuses_and_a_founded_one_keeps_what_it_answered() {
 }
 
 #[tokio::test]
-#[ignore = "needs the log"]
 async fn a_request_too_many_is_refused_at_once_and_a_stopped_node_answers_nobody() {
     let dir = tempfile::tempdir().expect("a directory");
     let node = start_node(dir.path(), "a").await;
@@ -161,7 +159,6 @@ async fn a_request_too_many_is_refused_at_once_and_a_stopped_node_answers_nobody
 }
 
 #[tokio::test]
-#[ignore = "needs the log"]
 async fn who_waits_for_an_id_is_woken_by_it_or_by_the_deadline() {
     let dir = tempfile::tempdir().expect("a directory");
     let node = start_node(dir.path(), "a").await;
@@ -180,7 +177,6 @@ async fn who_waits_for_an_id_is_woken_by_it_or_by_the_deadline() {
 }
 
 #[tokio::test]
-#[ignore = "needs the log"]
 async fn what_was_written_on_the_leader_is_read_on_every_follower() {
     let dirs: Vec<_> = (0..3).map(|_| tempfile::tempdir().expect("a directory")).collect();
     let mut nodes = Vec::new();
@@ -215,7 +211,7 @@ async fn what_was_written_on_the_leader_is_read_on_every_follower() {
 }
 
 #[tokio::test]
-#[ignore = "needs the log"]
+#[ignore = "needs snapshots"]
 async fn an_empty_learner_is_given_a_snapshot_and_then_follows() {
     let dirs = [tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory")];
     let leader = start_node(dirs[0].path(), "a").await;
