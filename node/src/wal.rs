@@ -4,6 +4,8 @@ mod append;
 mod change;
 pub mod committer;
 pub mod compaction;
+#[cfg(test)]
+mod crash_tests;
 mod hint;
 pub mod import;
 pub mod manifest;

@@ -33,6 +33,8 @@ struct Disk {
     inodes: BTreeMap<u64, Inode>,
     names: Names,
     durable_names: Names,
+    /// `(from, to)` of renames whose directories were not synced since.
+    renames: Vec<(String, String)>,
     next_inode: u64,
     /// Calls that changed something, so far.
     calls: u64,
@@ -132,14 +134,20 @@ fn settled(bytes: Vec<u8>) -> Inode {
     Inode { now: bytes.clone(), durable: bytes }
 }
 
-/// Each name is as it was synced or as it is now, by itself: a rename may leave both names or the old
-/// ones, but never half a file under the new one.
+/// Each name is as it was synced or as it is now, by itself, except that both names of a rename share
+/// their fate, as they do on file systems with a journal.
 fn surviving_names(disk: &Disk, takes_new: &mut impl FnMut() -> bool) -> Names {
     let mut found = Names::new();
+    let mut fates: BTreeMap<&str, bool> = BTreeMap::new();
+    for (from, to) in &disk.renames {
+        let fate = fates.get(from.as_str()).or(fates.get(to.as_str())).copied().unwrap_or_else(&mut *takes_new);
+        fates.extend([(from.as_str(), fate), (to.as_str(), fate)]);
+    }
     let all: std::collections::BTreeSet<_> = disk.names.keys().chain(disk.durable_names.keys()).collect();
     for name in all {
         let (old, new) = (disk.durable_names.get(name), disk.names.get(name));
-        let kept = if old == new || takes_new() { new } else { old };
+        let is_new = old == new || fates.get(name.as_str()).copied().unwrap_or_else(&mut *takes_new);
+        let kept = if is_new { new } else { old };
         found.extend(kept.map(|id| (name.clone(), *id)));
     }
     found
@@ -265,6 +273,7 @@ impl Storage for MemoryStorage {
         disk.whole_call()?;
         let inode = disk.names.remove(from).ok_or_else(|| not_found(from))?;
         disk.names.insert(to.to_owned(), inode);
+        disk.renames.push((from.to_owned(), to.to_owned()));
         Ok(())
     }
 
@@ -282,6 +291,7 @@ impl Storage for MemoryStorage {
             disk.durable_names.iter().filter(|(name, _)| elsewhere(name)).map(|(n, i)| (n.clone(), *i)).collect();
         durable.extend(disk.names.iter().filter(|(name, _)| !elsewhere(name)).map(|(n, i)| (n.clone(), *i)));
         disk.durable_names = durable;
+        disk.renames.retain(|(from, to)| directory_of(from) != dir && directory_of(to) != dir);
         Ok(())
     }
 

@@ -6,7 +6,7 @@ mod blocks;
 mod mend;
 mod scan;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::io;
 use std::sync::Arc;
