@@ -15,6 +15,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 
+use super::handle::Handle;
+use super::published::Published;
 use super::rounds::{Driver, Finished};
 use crate::transport::{SnapshotReceiver, SnapshotSender, Transport};
 use crate::wal::{FileStorage, LogReader, StagedSnapshot};
@@ -88,7 +90,7 @@ impl Driver {
             let _turn = turns.acquire_owned().await.expect("never closed");
             let at = published.state().keyspace.applied();
             let floor = published.snapshot_floors.hold(at);
-            let result = send(&transport, &published.reader, peer, epoch, at).await;
+            let result = send(&transport, &published, peer, epoch).await;
             match &result {
                 Ok(position) => tracing::info!(%peer, id = %position.id, "sent a snapshot"),
                 Err(error) => tracing::info!(%peer, error, "a snapshot did not arrive"),
@@ -125,12 +127,11 @@ impl Driver {
     }
 }
 
-/// Writes the stream to staged files and verifies it whole. What is left of a failed one is removed by
-/// the next.
+/// Writes the stream to staged files and verifies it whole.
 async fn receive(stream: &mut SnapshotReceiver, reader: LogReader<FileStorage>) -> Result<StagedSnapshot, String> {
     let (chunks, mut incoming) = mpsc::channel::<Bytes>(CHUNKS_MAX);
     let staging =
-        tokio::task::spawn_blocking(move || stage(&reader, &mut std::iter::from_fn(move || incoming.blocking_recv())));
+        tokio::task::spawn_blocking(move || stage(&reader, std::iter::from_fn(move || incoming.blocking_recv())));
     let fed = feed(stream, chunks).await;
     match (staging.await, fed) {
         (Ok(Ok(staged)), Ok(())) => Ok(staged),
@@ -151,13 +152,12 @@ async fn feed(stream: &mut SnapshotReceiver, chunks: mpsc::Sender<Bytes>) -> io:
 
 async fn send(
     transport: &Transport,
-    reader: &LogReader<FileStorage>,
+    published: &Arc<Published>,
     peer: MemberId,
     epoch: Epoch,
-    at: EntryId,
 ) -> Result<LogPosition, String> {
     let mut stream = transport.open_snapshot(peer, epoch).await.map_err(|e| e.to_string())?;
-    let mut chunks = read_ahead(reader.clone(), at);
+    let (_, mut chunks) = read_ahead(Arc::clone(published)).await?;
     let copied = copy(&mut chunks, &mut stream).await;
     // The receiver's reason says more than a broken connection.
     match (stream.finish().await, copied) {
@@ -173,17 +173,27 @@ async fn copy(chunks: &mut mpsc::Receiver<io::Result<Bytes>>, stream: &mut Snaps
     Ok(())
 }
 
+/// A snapshot's chunks as they are read from the disk.
+pub type Chunks = mpsc::Receiver<io::Result<Bytes>>;
+
+impl Handle {
+    /// The whole state at the position given, which is applied here now. The error is fit for a client.
+    /// May be cancelled; dropping the receiver ends the reading.
+    pub async fn snapshot(&self) -> Result<(LogPosition, Chunks), String> {
+        read_ahead(Arc::clone(&self.published)).await
+    }
+}
+
 /// The snapshot's chunks, read on a thread that may block. Dropping the receiver ends the reading.
-fn read_ahead(reader: LogReader<FileStorage>, at: EntryId) -> mpsc::Receiver<io::Result<Bytes>> {
+async fn read_ahead(published: Arc<Published>) -> Result<(LogPosition, Chunks), String> {
+    let opened = tokio::task::spawn_blocking(move || {
+        let applied = || published.state().keyspace.applied();
+        published.reader.snapshot(&applied)
+    });
+    let source = opened.await.map_err(|panic| panic.to_string())?.map_err(|error| error.to_string())?;
+    let position = source.position();
     let (chunks, ahead) = mpsc::channel(CHUNKS_MAX);
     tokio::task::spawn_blocking(move || {
-        let source = match source(&reader, at) {
-            Ok(source) => source,
-            Err(error) => {
-                let _gone = chunks.blocking_send(Err(io::Error::other(error)));
-                return;
-            }
-        };
         for chunk in source {
             let is_last = chunk.is_err();
             if chunks.blocking_send(chunk).is_err() || is_last {
@@ -191,15 +201,14 @@ fn read_ahead(reader: LogReader<FileStorage>, at: EntryId) -> mpsc::Receiver<io:
             }
         }
     });
-    ahead
+    Ok((position, ahead))
 }
 
-type Source = std::vec::IntoIter<io::Result<Bytes>>;
-
-fn source(_reader: &LogReader<FileStorage>, at: EntryId) -> Result<Source, String> {
-    Err(format!("snapshots are not yet built (asked for one at {at})"))
-}
-
-fn stage(_reader: &LogReader<FileStorage>, _chunks: &mut dyn Iterator<Item = Bytes>) -> Result<StagedSnapshot, String> {
-    Err("snapshots are not yet built".to_owned())
+/// Blocks. Of a stream that is not whole nothing is left.
+fn stage(reader: &LogReader<FileStorage>, mut chunks: impl Iterator<Item = Bytes>) -> Result<StagedSnapshot, String> {
+    let mut receiver = reader.receive_snapshot();
+    let fed = chunks.try_for_each(|chunk| receiver.feed(&chunk));
+    let received = fed.and_then(|()| receiver.finish()).map_err(|error| error.to_string())?;
+    reader.offer(received.staged.clone());
+    Ok(received.staged)
 }

@@ -6,8 +6,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::Request;
-use axum::response::Response;
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderValue, Request};
+use axum::response::{IntoResponse, Response};
 use kv_core::contract::{self, Reply};
 use kv_core::message::Hello;
 use kv_core::status::{
@@ -17,7 +18,7 @@ use kv_core::status::{
 use serde::Serialize;
 
 use super::App;
-use super::answer;
+use super::answer::{self, X_KV_ID};
 use super::auth;
 use super::error::{Asked, Failure};
 use super::forward;
@@ -236,5 +237,9 @@ pub(crate) async fn snapshot(State(app): State<App>, request: Request<Body>) -> 
     if !handle.view().serves {
         return Err(Failure::not_ready("The node has no complete state yet"));
     }
-    Err(Failure::internal("Snapshots are not built yet"))
+    let (position, mut chunks) = handle.snapshot().await.map_err(|error| Failure::internal(error))?;
+    let body = Body::from_stream(futures::stream::poll_fn(move |context| chunks.poll_recv(context)));
+    let ndjson = HeaderValue::from_static("application/x-ndjson");
+    let headers = [(CONTENT_TYPE, ndjson), (X_KV_ID, answer::number(position.id.0))];
+    Ok((headers, body).into_response())
 }

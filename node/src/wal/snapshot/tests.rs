@@ -31,7 +31,7 @@ fn received(dir: &std::path::Path, bytes: &[u8], chunk_bytes: usize) -> Result<S
 }
 
 fn files_in(dir: &std::path::Path) -> Vec<String> {
-    FileStorage::open_read_only(dir).and_then(|s| Ok(s.list("").expect("readable"))).unwrap_or_default()
+    FileStorage::open_read_only(dir).map(|s| s.list("").expect("readable")).unwrap_or_default()
 }
 
 /// A compacted log with every section in it.
