@@ -11,6 +11,8 @@ use time::OffsetDateTime;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 
+use crate::metrics::Metrics;
+
 /// Runs remembered for `/compaction/status`.
 const HISTORY_MAX: usize = 10;
 /// Shortest interval that can be configured, in seconds.
@@ -107,6 +109,7 @@ struct State {
 
 struct Shared {
     job: Arc<dyn CompactionJob>,
+    metrics: Arc<Metrics>,
     state: Mutex<State>,
     /// One permit: holding it is running.
     turn: Semaphore,
@@ -119,10 +122,11 @@ pub struct Compactor(Arc<Shared>);
 
 impl Compactor {
     /// Starts the schedule; its task ends when the runtime does. Needs a Tokio runtime.
-    pub fn start(job: Arc<dyn CompactionJob>, schedule: Schedule) -> Self {
+    pub fn start(job: Arc<dyn CompactionJob>, schedule: Schedule, metrics: Arc<Metrics>) -> Self {
         let state = State { schedule, last_success: None, last_success_text: None, history: VecDeque::new() };
         let compactor = Self(Arc::new(Shared {
             job,
+            metrics,
             state: Mutex::new(state),
             turn: Semaphore::new(1),
             schedule_changed: Notify::new(),
@@ -212,6 +216,10 @@ impl Compactor {
             error: result.as_ref().err().cloned(),
         });
         drop(state);
+        match result {
+            Ok(outcome) => self.0.metrics.observe_compaction(started.elapsed(), outcome.entries_removed),
+            Err(_) => self.0.metrics.count_compaction_failure(),
+        }
         if let Err(error) = result {
             tracing::warn!(%error, "compaction failed; the log is as it was");
         }

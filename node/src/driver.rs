@@ -55,8 +55,9 @@ use published::{AppliedState, First, Log, Published};
 use rounds::{Driver, Sources};
 use stop::Stop;
 
+use crate::metrics::Metrics;
 use crate::transport::{Transport, TransportConfig};
-use crate::wal::{Committer, FileStorage, Opened, WalError};
+use crate::wal::{CommitEvent, Committer, FileStorage, Opened, WalError};
 
 /// Messages of peers that wait for the driver; when full, reading from peers waits.
 const PEER_EVENTS_MAX: usize = 1024;
@@ -70,6 +71,7 @@ pub struct DriverConfig {
     pub peer_listener: TcpListener,
     /// Proved by peers in their handshake.
     pub peer_secret: Option<Vec<u8>>,
+    pub metrics: Arc<Metrics>,
 }
 
 /// Starts the driver of an opened log. Must be called inside a tokio runtime; the driver runs until
@@ -84,7 +86,13 @@ pub async fn start(opened: Opened<FileStorage>, config: DriverConfig) -> Result<
     let commits = Commits::default();
     let committer = Committer::spawn(wal, {
         let commits = commits.clone();
-        move |event| commits.push(event)
+        let metrics = config.metrics;
+        move |event| {
+            if let CommitEvent::Persisted { took, .. } = &event {
+                metrics.observe_fsync(*took);
+            }
+            commits.push(event);
+        }
     });
     let log = Log { reader, committer: committer.handle(), recovery: recovered.report.clone() };
     let now = clock.now();

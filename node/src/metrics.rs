@@ -12,9 +12,16 @@ use prometheus::{
     TextEncoder, core::Collector,
 };
 
-/// From 50 µs (a write to NVMe) by doubling to 3.3 s: 17 buckets.
-const FIRST_BUCKET_SECONDS: f64 = 0.000_05;
-const BUCKETS: usize = 17;
+/// Buckets of a histogram of durations, each twice as wide as the one before.
+struct Buckets {
+    first_seconds: f64,
+    count: usize,
+}
+
+/// From 50 µs (a write to NVMe) to 3.3 s.
+const WRITES: Buckets = Buckets { first_seconds: 0.000_05, count: 17 };
+/// From 10 ms to 5 minutes.
+const COMPACTIONS: Buckets = Buckets { first_seconds: 0.01, count: 16 };
 
 /// Routes as metrics tell them apart, in the order of [`ROUTE_NAMES`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,8 +112,8 @@ impl Declare {
         self.add(IntGaugeVec::new(Opts::new(name, help), &[label]))
     }
 
-    fn seconds(&self, name: &str, help: &str) -> Histogram {
-        let buckets = prometheus::exponential_buckets(FIRST_BUCKET_SECONDS, 2.0, BUCKETS);
+    fn seconds(&self, name: &str, help: &str, buckets: &Buckets) -> Histogram {
+        let buckets = prometheus::exponential_buckets(buckets.first_seconds, 2.0, buckets.count);
         self.add(Histogram::with_opts(
             HistogramOpts::new(name, help)
                 .buckets(buckets.expect("the first bucket is positive and the factor over 1")),
@@ -131,13 +138,20 @@ impl Metrics {
         let d = Declare(Registry::new());
         Self {
             requests: d.requests(),
-            write_seconds: d
-                .seconds("kv_write_duration_seconds", "From a write's arrival to its answer, on the node asked."),
+            write_seconds: d.seconds(
+                "kv_write_duration_seconds",
+                "From a write's arrival to its answer, on the node asked.",
+                &WRITES,
+            ),
             forwards: d.counter("kv_forwards_total", "Requests sent on to the leader, repetitions included."),
-            fsync_seconds: d.seconds("kv_fsync_duration_seconds", "One write and fdatasync of the log."),
+            fsync_seconds: d.seconds("kv_fsync_duration_seconds", "One write and sync of the log.", &WRITES),
             compactions: d.counter("kv_compactions_total", "Compactions that succeeded."),
             compaction_failures: d.counter("kv_compaction_failures_total", "Compactions that were aborted."),
-            compaction_seconds: d.seconds("kv_compaction_duration_seconds", "Compactions that succeeded."),
+            compaction_seconds: d.seconds(
+                "kv_compaction_duration_seconds",
+                "Compactions that succeeded.",
+                &COMPACTIONS,
+            ),
             compaction_removed: d.counter("kv_compaction_removed_entries_total", "Entries that compaction dropped."),
             positions: d.gauges("kv_position", "The last, durable, committed and applied id.", "position"),
             lag: d.gauge("kv_lag_entries", "Entries known to exist on the leader and not applied here."),

@@ -70,8 +70,8 @@ pub async fn run(config: ServeConfig) -> Result<(), ServeError> {
         // Reading the log changes nothing that the next start could not repeat.
         signal = signals.next() => { tracing::info!(signal, "stopped while reading the log"); return Ok(()) }
     };
-    let handle = start_driver(opened, &config, peers, url, peer_url).await?;
-    let compactor = Compactor::start(Arc::new(NotYetBuilt), config.compaction);
+    let handle = start_driver(opened, &config, peers, (url, peer_url), Arc::clone(&metrics)).await?;
+    let compactor = Compactor::start(Arc::new(NotYetBuilt), config.compaction, Arc::clone(&metrics));
     let running = Running { handle: handle.clone(), compactor };
     assert!(slot.set(running).is_ok(), "the slot is filled here alone");
     warnings::watch_settings(handle.clone(), config.group.asked);
@@ -147,8 +147,8 @@ async fn start_driver(
     opened: Opened<FileStorage>,
     config: &ServeConfig,
     peer_listener: TcpListener,
-    url: String,
-    peer_url: String,
+    (url, peer_url): (String, String),
+    metrics: Arc<Metrics>,
 ) -> Result<Handle, ServeError> {
     let boot = BootOptions {
         url,
@@ -160,7 +160,7 @@ async fn start_driver(
     };
     let peer_secret = config.auth_token.as_ref().map(|token| token.to_vec());
     let dir = config.storage.data_dir.display().to_string();
-    let started = driver::start(opened, DriverConfig { boot, peer_listener, peer_secret }).await;
+    let started = driver::start(opened, DriverConfig { boot, peer_listener, peer_secret, metrics }).await;
     started.map_err(|error| ServeError::Log { dir, error })
 }
 

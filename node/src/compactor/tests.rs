@@ -33,7 +33,7 @@ impl CompactionJob for Panics {
 }
 
 fn start(result: Result<CompactionOutcome, String>, schedule: Schedule) -> Compactor {
-    Compactor::start(Arc::new(Always(result)), schedule)
+    Compactor::start(Arc::new(Always(result)), schedule, Arc::default())
 }
 
 fn json<T: Serialize>(document: &T) -> String {
@@ -84,7 +84,7 @@ async fn a_failure_is_kept_in_the_history_and_may_be_tried_again_at_once() {
 
 #[tokio::test]
 async fn a_panic_fails_the_run_and_not_the_compactor() {
-    let compactor = Compactor::start(Arc::new(Panics), SCHEDULE);
+    let compactor = Compactor::start(Arc::new(Panics), SCHEDULE, Arc::default());
     assert_eq!(compactor.run(Urgency::Forced).await.status, "error");
     assert!(!compactor.status().compaction_running);
 }
@@ -92,7 +92,7 @@ async fn a_panic_fails_the_run_and_not_the_compactor() {
 #[tokio::test]
 async fn one_run_at_a_time() {
     let (end, ended) = mpsc::channel();
-    let compactor = Compactor::start(Arc::new(Held(Mutex::new(ended))), SCHEDULE);
+    let compactor = Compactor::start(Arc::new(Held(Mutex::new(ended))), SCHEDULE, Arc::default());
     let first = tokio::spawn({
         let compactor = compactor.clone();
         async move { compactor.run(Urgency::Forced).await }

@@ -23,7 +23,7 @@ impl Commits {
     pub(crate) fn push(&self, event: CommitEvent) {
         let mut events = self.lock();
         match (events.back_mut(), &event) {
-            (Some(CommitEvent::Persisted { seq: last }), CommitEvent::Persisted { seq }) => *last = *seq,
+            (Some(CommitEvent::Persisted { seq: last, .. }), CommitEvent::Persisted { seq, .. }) => *last = *seq,
             _ => events.push_back(event),
         }
         drop(events);

@@ -18,7 +18,7 @@ impl Driver {
     /// Something that was asked of the log is durable, or cannot be.
     pub(crate) fn committed(&mut self, now: Now, event: CommitEvent) -> Option<Stopped> {
         match event {
-            CommitEvent::Persisted { seq } => self.replica.step(now, Input::Persisted { seq }),
+            CommitEvent::Persisted { seq, took: _ } => self.replica.step(now, Input::Persisted { seq }),
             CommitEvent::Installed { seq: _, recovered } => self.installed(now, *recovered),
             CommitEvent::Compacted { base, outcome: _ } => {
                 self.replica.step(now, Input::Compacted { horizon: base.horizon })

@@ -38,7 +38,9 @@ async fn start_node(dir: &Path, name: &str) -> Handle {
         limits: Limits::default(),
         start_id: random_u64(),
     };
-    start(opened, DriverConfig { boot, peer_listener, peer_secret: None }).await.expect("nothing to mend")
+    start(opened, DriverConfig { boot, peer_listener, peer_secret: None, metrics: Arc::default() })
+        .await
+        .expect("nothing to mend")
 }
 
 async fn ask(node: &Handle, request: Request) -> Reply {

@@ -8,7 +8,7 @@ mod tests;
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kv_core::contract::{Base, Persist};
 
@@ -26,8 +26,8 @@ const SPACE_CHECK_BYTES: usize = 1 << 20;
 /// What the committer tells, on its own thread.
 #[derive(Debug)]
 pub enum CommitEvent {
-    /// Everything submitted up to `seq` is durable.
-    Persisted { seq: u64 },
+    /// Everything submitted up to `seq` is durable; the last write and sync took this long.
+    Persisted { seq: u64, took: Duration },
     /// Answers `Persist::Install`.
     Installed { seq: u64, recovered: Box<Recovered> },
     /// A compaction's files have replaced what they cover.
@@ -136,9 +136,10 @@ impl<S: Storage, E: FnMut(CommitEvent)> Loop<S, E> {
     /// Tries until it is durable, the log fails, or the queue is closed.
     fn carry_out(&mut self, seq: u64, op: &Persist) -> Next {
         loop {
+            let begun = Instant::now();
             match self.wal.persist(op) {
                 Ok(recovered) => {
-                    let persisted = CommitEvent::Persisted { seq };
+                    let persisted = CommitEvent::Persisted { seq, took: begun.elapsed() };
                     let installed = |recovered| CommitEvent::Installed { seq, recovered: Box::new(recovered) };
                     (self.events)(recovered.map_or(persisted, installed));
                     self.count(op);

@@ -41,7 +41,7 @@ impl Node {
         let url = format!("http://{}", listener.local_addr().unwrap());
         let handle = start_driver(dir.path(), name, &url).await;
         let schedule = Schedule { enabled: false, interval_seconds: 3600, min_interval_seconds: 600 };
-        let compactor = Compactor::start(Arc::new(NothingToCompact), schedule);
+        let compactor = Compactor::start(Arc::new(NothingToCompact), schedule, Arc::default());
         let slot = Slot::default();
         slot.set(Running { handle: handle.clone(), compactor }).ok().unwrap();
         let config = HttpConfig {
@@ -113,7 +113,9 @@ async fn start_driver(dir: &std::path::Path, name: &str, url: &str) -> Handle {
         limits: Limits::default(),
         start_id: driver::random_u64(),
     };
-    driver::start(opened, DriverConfig { boot, peer_listener, peer_secret: None }).await.unwrap()
+    driver::start(opened, DriverConfig { boot, peer_listener, peer_secret: None, metrics: Arc::default() })
+        .await
+        .unwrap()
 }
 
 struct Answer {
