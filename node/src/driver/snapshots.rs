@@ -88,8 +88,8 @@ impl Driver {
         let (finished, turns) = (self.finished.clone(), Arc::clone(&self.snapshots.sending));
         tokio::spawn(async move {
             let _turn = turns.acquire_owned().await.expect("never closed");
-            let at = published.state().keyspace.applied();
-            let floor = published.snapshot_floors.hold(at);
+            // The snapshot is at this id or above it.
+            let floor = published.snapshot_floors.hold(published.state().keyspace.applied());
             let result = send(&transport, &published, peer, epoch).await;
             match &result {
                 Ok(position) => tracing::info!(%peer, id = %position.id, "sent a snapshot"),
@@ -195,8 +195,9 @@ async fn read_ahead(published: Arc<Published>) -> Result<(LogPosition, Chunks), 
     let (chunks, ahead) = mpsc::channel(CHUNKS_MAX);
     tokio::task::spawn_blocking(move || {
         for chunk in source {
-            let is_last = chunk.is_err();
-            if chunks.blocking_send(chunk).is_err() || is_last {
+            // Whoever takes it will only know that it is incomplete.
+            let failed = chunk.as_ref().inspect_err(|error| tracing::error!(%error, "cannot read the log")).is_err();
+            if chunks.blocking_send(chunk).is_err() || failed {
                 return;
             }
         }

@@ -27,7 +27,8 @@ async fn start_node(dir: &Path, name: &str) -> Handle {
     let storage = Arc::new(FileStorage::open(dir).expect("a directory of our own"));
     let member_id = MemberId(random_u64());
     let volume = NewVolume { name: NodeName::new(name).expect("a name"), member_id, settings: Settings::default() };
-    let opened = open(storage, &Options::default(), &volume).expect("a good log");
+    let opened =
+        open(storage, &Options { segment_bytes_max: 2_000, ..Options::default() }, &volume).expect("a good log");
     let peer_listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let peer_url = peer_listener.local_addr().expect("bound").to_string();
     let boot = BootOptions {
@@ -213,7 +214,6 @@ async fn what_was_written_on_the_leader_is_read_on_every_follower() {
 }
 
 #[tokio::test]
-#[ignore = "needs snapshots"]
 async fn an_empty_learner_is_given_a_snapshot_and_then_follows() {
     let dirs = [tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory")];
     let leader = start_node(dirs[0].path(), "a").await;
@@ -236,4 +236,30 @@ async fn an_empty_learner_is_given_a_snapshot_and_then_follows() {
     assert_eq!(learner.keyspace().versions("k").found.map(|v| v.earlier.len()), Some(2));
     stop(learner).await;
     stop(leader).await;
+}
+
+#[tokio::test]
+async fn compaction_drops_what_is_superseded_and_a_restart_shows_the_same() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let node = start_node(dir.path(), "a").await;
+    found(&[&node]).await;
+    for i in 0..200 {
+        write(&node, &format!("k{}", i % 3), &i.to_string()).await;
+    }
+    let job = node.compaction_job();
+    let outcome = tokio::task::spawn_blocking(move || job.run()).await.expect("no panic").expect("a good log");
+    assert!(outcome.segments_compacted > 1, "{outcome:?}");
+    let shown = |node: &Handle| {
+        let versions = node.keyspace().versions("k0").found.expect("held");
+        (value(node, "k0"), versions.current.version, versions.earlier.len())
+    };
+    let before = shown(&node);
+    assert_eq!(before, (Some("198".to_owned()), 67, 66));
+    stop(node).await;
+
+    let node = start_node(dir.path(), "a").await;
+    assert_eq!(shown(&node), before);
+    node.wait_view(soon(), |view| view.role == Role::Leader).await.expect("leads again");
+    write(&node, "k0", "1").await;
+    stop(node).await;
 }
