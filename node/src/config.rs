@@ -53,6 +53,8 @@ pub struct ServeConfig {
     pub drain_delay: Duration,
     /// The shared secret of clients that administrate and of peers.
     pub auth_token: Option<Arc<[u8]>>,
+    /// The `kv-node dev` that this node ends with.
+    pub parent_pid: Option<u32>,
 }
 
 /// Where the node listens, and what it tells others about that.

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::bootstrap::{self, Bootstrap, BootstrapError, ListedMember, Start};
 use crate::compactor::{CompactionJob, CompactionOutcome, Compactor};
 use crate::config::{Addresses, ClusterMember, ServeConfig, StartRole};
+use crate::dev;
 use crate::driver::{self, BootOptions, DriverConfig, Handle, Stopped, random_u64};
 use crate::http::{self, ClientTimeouts, HttpConfig, Running, Slot};
 use crate::metrics::Metrics;
@@ -39,6 +40,8 @@ pub enum ServeError {
     Bootstrap(#[from] BootstrapError),
     #[error("the node has stopped: {0:?}")]
     Stopped(Stopped),
+    #[error("kv-node dev has ended")]
+    Orphaned,
     #[error("aborted by a second signal")]
     Aborted,
     #[error("signals cannot be waited for: {0}")]
@@ -56,6 +59,9 @@ struct Ports {
 /// Runs a node until it is asked to end, or cannot go on.
 pub async fn run(config: ServeConfig) -> Result<(), ServeError> {
     let mut signals = Signals::listen().map_err(ServeError::Signals)?;
+    if config.parent_pid.is_some_and(|pid| !dev::tie_to_parent(pid)) {
+        return Err(ServeError::Orphaned);
+    }
     let storage = FileStorage::open(&config.storage.data_dir)?;
     let Ports { clients, peers, url, peer_url } = bind(&config.addresses).await?;
     tracing::info!(node = %config.name, url, peer_url, data_dir = %config.storage.data_dir.display(), "starting");
@@ -134,7 +140,6 @@ async fn open(storage: Arc<FileStorage>, config: &ServeConfig) -> Result<Opened<
     if *found != config.name {
         return Err(ServeError::OtherName { dir, found: found.clone(), asked: config.name.clone() });
     }
-    warnings::report_recovery(&opened.recovered.report);
     Ok(opened)
 }
 

@@ -64,8 +64,8 @@ pub async fn drain(draining: Draining) -> Stopped {
 /// Whoever does not lead, or has nobody to hand over to, just goes on.
 async fn hand_over(handle: &Handle) {
     match handle.request(Request::HandOver, Instant::now() + HAND_OVER_MAX).await {
-        Ok(Reply::Done { .. }) => tracing::info!("leadership is elsewhere"),
-        Ok(reply) => tracing::info!(?reply, "leadership could not be handed over"),
-        Err(error) => tracing::info!(%error, "leadership could not be handed over"),
+        Ok(Reply::Done { .. }) => tracing::debug!("this node does not lead, or nobody else could"),
+        Ok(reply) => tracing::info!(?reply, "leadership is not handed over"),
+        Err(error) => tracing::info!(%error, "leadership is not handed over"),
     }
 }

@@ -54,7 +54,8 @@ fn new_member(flags: NewMemberFlags) -> (PathBuf, NewMember) {
 }
 
 fn serve(flags: ServeFlags) -> Result<ServeConfig, ConfigError> {
-    let ServeFlags { config: _, addresses, role, storage, timing, compaction, group, auth_token_file } = flags;
+    let ServeFlags { config: _, addresses, role, storage, timing, compaction, group, auth_token_file, parent_pid } =
+        flags;
     let AddressFlags { id, listen, peer_listen, url, peer_url } = addresses;
     let RoleFlags { leader_url, cluster, join, leader, failover } = role;
     let TimingFlags { heartbeat_interval, heartbeat_timeout, api_timeout, drain_delay } = timing;
@@ -86,6 +87,7 @@ fn serve(flags: ServeFlags) -> Result<ServeConfig, ConfigError> {
         role,
         clients,
         drain_delay,
+        parent_pid,
     })
 }
 

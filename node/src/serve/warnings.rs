@@ -1,5 +1,4 @@
-//! What a person should read in the log about this start: damage that recovery found, and settings
-//! that the group does not follow. Each once.
+//! What a person should read in the log about this start: settings that the group does not follow. Once.
 
 use std::time::Duration;
 
@@ -8,22 +7,9 @@ use kv_core::group::Settings;
 use tokio::time::Instant;
 
 use crate::driver::Handle;
-use crate::wal::RecoveryReport;
 
 /// How long one look for the group's settings waits; then it begins again.
 const LOOK: Duration = Duration::from_secs(600);
-
-pub(super) fn report_recovery(report: &RecoveryReport) {
-    let RecoveryReport { lines, bytes, damage, damage_total, missing, torn_tail, orphans, .. } = report;
-    tracing::info!(lines, bytes, orphans = orphans.len(), "the log is read");
-    if let Some(tail) = torn_tail {
-        tracing::info!(file = tail.file, offset = tail.offset, saved_as = tail.saved_as, "cut a torn tail");
-    }
-    if let Some(first) = damage.first() {
-        let offset = first.offset;
-        tracing::warn!(damage_total, file = first.file, offset, reason = first.reason, ?missing, "the log is damaged");
-    }
-}
 
 /// The group's settings are its state: flags that ask for others have no effect, and that is said once.
 pub(super) fn watch_settings(handle: Handle, asked: SettingsChange) {
