@@ -14,7 +14,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use futures::future::{join_all, select_all};
-use tokio::time::Instant;
+use kv_core::status::{NodeStatus, Role};
+use tokio::time::{Instant, timeout_at};
 
 use crate::config::DevFlags;
 use crate::shutdown::Signals;
@@ -80,11 +81,11 @@ fn require_free_ports(node: &NodePlan) -> Result<(), DevError> {
 
 /// Waits until all are ready, shows the guide, then tells of every node that ends.
 async fn watch(plan: &Plan, children: &mut Vec<Child>) -> Result<(), DevError> {
-    tokio::select! {
+    let roles = tokio::select! {
         ready = wait_ready(plan) => ready?,
         ended = first_end(children) => return Err(DevError::EndedEarly(ended.to_string())),
-    }
-    println!("{}", guide::welcome(plan, children));
+    };
+    println!("{}", guide::welcome(plan, children, &roles));
     while !children.is_empty() {
         let ended = first_end(children).await;
         println!("{}", guide::farewell(plan, &ended));
@@ -100,20 +101,28 @@ async fn first_end(children: &mut Vec<Child>) -> child::Ended {
     ended
 }
 
-async fn wait_ready(plan: &Plan) -> Result<(), DevError> {
+/// The roles of the nodes, once all are ready.
+async fn wait_ready(plan: &Plan) -> Result<Vec<Role>, DevError> {
     let client = reqwest::Client::builder().timeout(ANSWER).no_proxy().build();
     let client = client.expect("no setting of the client can fail");
     let deadline = Instant::now() + READY_MAX;
+    let mut roles = Vec::new();
     for node in &plan.nodes {
-        let url = format!("{}/readyz", node.url());
-        while !client.get(&url).send().await.is_ok_and(|answer| answer.status().is_success()) {
-            if Instant::now() >= deadline {
-                return Err(DevError::NotReady);
+        let role = async {
+            loop {
+                if let Some(status) = status(&client, &node.url()).await.filter(|status| status.ready) {
+                    return status.replica.role;
+                }
+                tokio::time::sleep(LOOK_EVERY).await;
             }
-            tokio::time::sleep(LOOK_EVERY).await;
-        }
+        };
+        roles.push(timeout_at(deadline, role).await.map_err(|_| DevError::NotReady)?);
     }
-    Ok(())
+    Ok(roles)
+}
+
+async fn status(client: &reqwest::Client, url: &str) -> Option<NodeStatus> {
+    client.get(format!("{url}/status")).send().await.ok()?.json().await.ok()
 }
 
 /// Asks all to end and waits; a second signal kills them.

@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::bootstrap::{self, Bootstrap, BootstrapError, ListedMember, Start};
-use crate::compactor::{CompactionJob, CompactionOutcome, Compactor};
+use crate::compactor::Compactor;
 use crate::config::{Addresses, ClusterMember, ServeConfig, StartRole};
 use crate::dev;
 use crate::driver::{self, BootOptions, DriverConfig, Handle, Stopped, random_u64};
@@ -77,7 +77,7 @@ pub async fn run(config: ServeConfig) -> Result<(), ServeError> {
         signal = signals.next() => { tracing::info!(signal, "stopped while reading the log"); return Ok(()) }
     };
     let handle = start_driver(opened, &config, peers, (url, peer_url), Arc::clone(&metrics)).await?;
-    let compactor = Compactor::start(Arc::new(NotYetBuilt), config.compaction, Arc::clone(&metrics));
+    let compactor = Compactor::start(handle.compaction_job(), config.compaction, Arc::clone(&metrics));
     let running = Running { handle: handle.clone(), compactor };
     assert!(slot.set(running).is_ok(), "the slot is filled here alone");
     warnings::watch_settings(handle.clone(), config.group.asked);
@@ -229,15 +229,6 @@ fn require_orderly(stopped: Stopped) -> Result<(), ServeError> {
     match stopped {
         Stopped::Requested => Ok(()),
         Stopped::Storage(_) | Stopped::Rules(_) => Err(ServeError::Stopped(stopped)),
-    }
-}
-
-/// Stands in until the log can be compacted.
-struct NotYetBuilt;
-
-impl CompactionJob for NotYetBuilt {
-    fn run(&self) -> Result<CompactionOutcome, String> {
-        Err("not yet built".into())
     }
 }
 

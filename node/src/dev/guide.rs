@@ -4,14 +4,16 @@
 use std::ffi::OsStr;
 use std::fmt::Write;
 
+use kv_core::status::Role;
+
 use super::child::{Child, Ended};
 use super::plan::{NodePlan, Plan};
 use crate::config::SETTING_VARIABLES;
 
 /// Once, when all nodes are ready.
-pub(super) fn welcome(plan: &Plan, children: &[Child]) -> String {
+pub(super) fn welcome(plan: &Plan, children: &[Child], roles: &[Role]) -> String {
     let mut text = String::from("\nThe cluster is ready.\n\n");
-    table(&mut text, plan, children);
+    table(&mut text, plan, children, roles);
     text.push_str("\nTry:\n");
     for line in lines_to_try(plan) {
         line_to(&mut text, &format!("  {line}"));
@@ -34,11 +36,21 @@ fn line_to(text: &mut String, line: &str) {
     writeln!(text, "{line}").expect("a string takes all that is written");
 }
 
-fn table(text: &mut String, plan: &Plan, children: &[Child]) {
+fn table(text: &mut String, plan: &Plan, children: &[Child], roles: &[Role]) {
     line_to(text, &format!("{:<11} {:<9} {:<22} {:<8} data dir", "id", "role", "url", "pid"));
-    for (node, child) in plan.nodes.iter().zip(children) {
-        let (name, url, dir) = (node.name.as_str(), node.url(), node.data_dir.display());
-        line_to(text, &format!("{name:<11} {:<9} {url:<22} {:<8} {dir}", node.role, child.pid));
+    for ((node, child), role) in plan.nodes.iter().zip(children).zip(roles) {
+        let (name, role, url, dir) = (node.name.as_str(), word(*role), node.url(), node.data_dir.display());
+        line_to(text, &format!("{name:<11} {role:<9} {url:<22} {:<8} {dir}", child.pid));
+    }
+}
+
+fn word(role: Role) -> &'static str {
+    match role {
+        Role::Leader => "leader",
+        Role::Follower => "follower",
+        Role::Learner => "learner",
+        Role::Candidate => "candidate",
+        Role::Uninitialised => "empty",
     }
 }
 

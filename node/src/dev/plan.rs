@@ -22,7 +22,6 @@ const HEARTBEATS: [(&str, &str, &str); 2] =
 
 pub(super) struct NodePlan {
     pub(super) name: NodeName,
-    pub(super) role: &'static str,
     pub(super) client_port: u16,
     pub(super) peer_port: u16,
     pub(super) data_dir: PathBuf,
@@ -31,12 +30,13 @@ pub(super) struct NodePlan {
 impl NodePlan {
     fn new(index: u16, base_port: u16, data_dir: &Path) -> Self {
         let client_port = base_port + index;
-        let (name, role, data_dir) = match index {
-            0 => ("leader".to_owned(), "leader", data_dir.join("leader")),
-            n => (format!("follower-{n}"), "follower", data_dir.join("followers").join(format!("follower-{n}"))),
+        let follower = format!("follower-{index}");
+        let (name, data_dir) = match index {
+            0 => ("leader", data_dir.join("leader")),
+            _ => (follower.as_str(), data_dir.join("followers").join(&follower)),
         };
-        let name = NodeName::new(&name).expect("a legal name");
-        Self { name, role, client_port, peer_port: client_port + PEER_PORT_DISTANCE, data_dir }
+        let name = NodeName::new(name).expect("a legal name");
+        Self { name, client_port, peer_port: client_port + PEER_PORT_DISTANCE, data_dir }
     }
 
     pub(super) fn url(&self) -> String {
