@@ -261,5 +261,4 @@ async fn follow_schedule(compactor: Compactor) {
 }
 
 #[cfg(test)]
-#[path = "compactor/tests.rs"]
 mod tests;

@@ -204,5 +204,6 @@ impl<S: Storage> Run<S> {
 }
 
 #[cfg(test)]
-#[path = "compaction/tests.rs"]
+mod crash_tests;
+#[cfg(test)]
 mod tests;

@@ -195,5 +195,4 @@ impl fmt::Display for ImportReport {
 }
 
 #[cfg(test)]
-#[path = "import/tests.rs"]
 mod tests;

@@ -39,6 +39,21 @@ pub(super) struct Applied {
 }
 
 impl Applied {
+    /// Nothing is applied unless a test says so.
+    pub(super) fn new(machine: StateMachine) -> Arc<Self> {
+        let limit = Mutex::new(EntryId(u64::MAX));
+        Arc::new(Self { machine: Mutex::new(machine), meanwhile: Mutex::default(), limit })
+    }
+
+    pub(super) fn apply(&self, entries: &[Entry]) {
+        let mut machine = self.machine.lock().expect("no panic");
+        entries.iter().for_each(|entry| drop(machine.apply(entry)));
+    }
+
+    pub(super) fn forget(&self, horizon: EntryId) {
+        self.machine.lock().expect("no panic").forget_refused_up_to(horizon);
+    }
+
     pub(super) fn applied(&self) -> EntryId {
         self.machine.lock().expect("no panic").applied()
     }
@@ -116,11 +131,8 @@ impl Log {
         let cluster_id = ClusterId::new("c").ok();
         let table = FileTable { base: Vec::new(), log, meta: base, cluster_id, gaps: Vec::new(), lineage: 0 };
         let reader = LogReader(Arc::new(Shared::new(storage, table, 100, &Options::default())));
-        let state = Arc::new(Applied {
-            machine: Mutex::new(machine),
-            meanwhile: Mutex::new(all[applied..].to_vec()),
-            limit: Mutex::new(EntryId(u64::MAX)),
-        });
+        let state = Applied::new(machine);
+        state.meanwhile.lock().expect("no panic").extend_from_slice(&all[applied..]);
         Self { _dir: dir, reader, state, all }
     }
 
@@ -145,7 +157,7 @@ impl Log {
         };
         self.reader =
             LogReader(Arc::new(Shared::new(Arc::clone(storage), table, compacted.generation, &Options::default())));
-        self.state.machine.lock().expect("no panic").forget_refused_up_to(horizon);
+        self.state.forget(horizon);
     }
 
     pub(super) fn recovered(&self, up_to: EntryId) -> StateMachine {

@@ -126,6 +126,13 @@ pub fn run(data_dir: &Path) -> Result<VerifyReport, VerifyError> {
     Err(VerifyError::Busy(data_dir.to_owned()))
 }
 
+/// As [`run`], of files that nobody changes meanwhile.
+#[cfg(test)]
+pub(super) fn of_storage<S: Storage>(storage: &S) -> io::Result<VerifyReport> {
+    let manifest = Manifest::load(storage).map_err(io::Error::other)?.ok_or(io::ErrorKind::NotFound)?;
+    verify(storage, &manifest)
+}
+
 fn load(storage: &FileStorage, data_dir: &Path) -> Result<Manifest, VerifyError> {
     Manifest::load(storage)?.ok_or_else(|| VerifyError::NotADataDirectory(data_dir.to_owned()))
 }

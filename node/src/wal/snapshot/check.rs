@@ -210,5 +210,4 @@ impl Checker {
 }
 
 #[cfg(test)]
-#[path = "check/tests.rs"]
 mod tests;
