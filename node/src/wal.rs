@@ -1,4 +1,10 @@
-//! The write-ahead log.
+//! The write-ahead log: lines of JSON in segments, a manifest that says which files exist, and the one
+//! thread that writes them. It knows entries and ids, not keys. The driver submits to the
+//! [`Committer`]; everybody else reads through a [`LogReader`].
+//!
+//! Reading order: the format below, [`storage`], [`manifest`], [`segment`], this file with `append`,
+//! `truncate` and `change` (one function for each [`Persist`]), [`recovery`], [`committer`], [`reader`].
+#![doc = include_str!("wal/format.md")]
 
 mod append;
 mod change;

@@ -55,7 +55,8 @@ impl<S: Storage> Wal<S> {
     }
 
     fn has_room_for(&self, bytes: u64, entry: &Entry) -> bool {
-        bytes + entry.line.len() as u64 + 1 <= self.options.segment_bytes_max
+        let with_newline = entry.line.len() as u64 + 1;
+        bytes + with_newline <= self.options.segment_bytes_max
     }
 
     /// At least one: a single line may exceed a segment.

@@ -270,3 +270,37 @@ fn a_crash_anywhere_in_an_install_leaves_the_old_log_or_the_snapshot() {
     let ops = [Op::Append(sets(1..=9), 2), Op::Install(6), Op::Append(in_epoch(9, 7..=9), 6)];
     crash_everywhere(&[1, 2, 3], &ops);
 }
+
+#[test]
+fn running_out_of_room_anywhere_changes_nothing_and_is_over_with_the_shortage() {
+    let ops = [
+        Op::Append(sets(1..=9), 9),
+        Op::State,
+        Op::Compact(4),
+        Op::Append(sets(10..=14), 14),
+        Op::Append(vec![config(15, &[1, 2])], 14),
+        Op::Truncate(14),
+        Op::Append(in_epoch(2, 15..=16), 14),
+    ];
+    for capacity in (0..9_000).step_by(149) {
+        let storage = MemoryStorage::default();
+        let Opened { mut wal, recovered, .. } = reopen(&storage).expect("new volume");
+        found(&mut wal, &recovered.hard, &[1]).expect("found");
+        let hard = HardState { cluster_id: ClusterId::new("c").ok(), ..recovered.hard };
+        let mut log = Log::new();
+        storage.set_capacity_bytes(Some(capacity));
+        for (index, op) in ops.iter().enumerate() {
+            if let Err(error) = carry_out(&mut wal, &hard, op) {
+                let what = format!("capacity {capacity}, operation {index}: {error}");
+                assert!(matches!(error, WalError::Full | WalError::Io { .. }), "{what}");
+                storage.set_capacity_bytes(None);
+                check(&storage.after_power_loss(Survives::Some(capacity)), &log, Some(op), &what);
+                carry_out(&mut wal, &hard, op).unwrap_or_else(|e| panic!("{what}, then {e}"));
+                storage.set_capacity_bytes(Some(capacity));
+            }
+            log = after(op, &log);
+        }
+        storage.set_capacity_bytes(None);
+        check(&storage.after_power_loss(Survives::Nothing), &log, None, "at the end");
+    }
+}

@@ -1,1 +1,121 @@
-//! The thread, on a real directory and on one that runs out of room.
+//! The thread, on a disk that runs out of room and on one that fails.
+
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use kv_core::contract::Persist;
+use kv_core::entry::EntryId;
+
+use super::{CommitEvent, Committer};
+use crate::wal::memory::{MemoryStorage, Survives};
+use crate::wal::recovery::tests::{found, options, reopen, sets};
+use crate::wal::{Opened, Options, Wal};
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+fn start(storage: &MemoryStorage) -> (Wal<MemoryStorage>, kv_core::HardState) {
+    let Opened { mut wal, recovered, .. } = reopen(storage).expect("new volume");
+    found(&mut wal, &recovered.hard, &[1]).expect("found");
+    (wal, recovered.hard)
+}
+
+fn spawn(wal: Wal<MemoryStorage>) -> (Committer, Receiver<CommitEvent>) {
+    let (sender, events) = channel();
+    let committer = Committer::spawn(wal, move |event| drop(sender.send(event)));
+    (committer, events)
+}
+
+fn append(ids: std::ops::RangeInclusive<u64>) -> Persist {
+    Persist::Append { committed: EntryId(*ids.end()), entries: sets(ids) }
+}
+
+fn next(events: &Receiver<CommitEvent>) -> CommitEvent {
+    events.recv_timeout(DEADLINE).expect("an event in time")
+}
+
+#[test]
+fn everything_submitted_is_reported_durable_in_order() {
+    let storage = MemoryStorage::default();
+    let (committer, events) = spawn(start(&storage).0);
+    for (seq, id) in (1..=50).enumerate() {
+        committer.submit(seq as u64 + 1, append(id..=id));
+    }
+    let mut reported = 0;
+    while reported < 50 {
+        let CommitEvent::Persisted { seq } = next(&events) else { panic!("something else than durable") };
+        assert!(seq > reported);
+        reported = seq;
+        let durable = reopen(&storage.after_power_loss(Survives::Nothing)).expect("reopen");
+        assert!(durable.wal.last() >= EntryId(seq));
+    }
+}
+
+#[test]
+fn a_full_disk_is_reported_and_writes_come_back_by_themselves() {
+    let storage = MemoryStorage::default();
+    let (wal, _) = start(&storage);
+    let used: usize = storage.names().iter().filter_map(|name| storage.contents(name)).map(|c| c.len()).sum();
+    storage.set_capacity_bytes(Some(used as u64 + 700));
+    let (committer, events) = spawn(wal);
+    committer.submit(1, append(1..=30));
+    assert!(matches!(next(&events), CommitEvent::StorageFull(true)));
+    let held = reopen(&storage.after_power_loss(Survives::Nothing));
+    assert!(held.is_err() || held.is_ok_and(|opened| !opened.recovered.report.is_damaged()));
+    storage.set_capacity_bytes(None);
+    assert!(matches!(next(&events), CommitEvent::Persisted { seq: 1 }));
+    assert!(matches!(next(&events), CommitEvent::StorageFull(false)));
+    let after = reopen(&storage.after_power_loss(Survives::Nothing)).expect("reopen");
+    assert_eq!(after.recovered.state.applied(), EntryId(30));
+}
+
+#[test]
+fn a_failed_sync_ends_all_writing() {
+    let storage = MemoryStorage::default();
+    let (mut wal, hard) = start(&storage);
+    wal.append(&sets(1..=3), EntryId(3)).expect("append");
+    storage.sync_fails_at(storage.calls());
+    assert!(wal.append(&sets(4..=4), EntryId(4)).is_err());
+    assert!(wal.append(&sets(4..=4), EntryId(4)).is_err(), "never tried again");
+    assert!(wal.save_state(hard).is_err());
+    let (committer, events) = spawn(wal);
+    committer.submit(1, append(4..=4));
+    assert!(matches!(next(&events), CommitEvent::Failed(_)));
+    let after = reopen(&storage.after_power_loss(Survives::Nothing)).expect("reopen");
+    assert_eq!(after.recovered.state.applied(), EntryId(3));
+}
+
+#[test]
+fn room_below_the_reserve_is_full_for_clients_and_not_for_the_log() {
+    let storage = MemoryStorage::default();
+    let options = Options { storage_limit_bytes: Some(900), ..options() };
+    let new = crate::wal::recovery::tests::new_volume();
+    let opened = crate::wal::open(std::sync::Arc::new(storage), &options, &new).expect("new volume");
+    let Opened { mut wal, reader, recovered } = opened;
+    found(&mut wal, &recovered.hard, &[1]).expect("found");
+    wal.append(&sets(1..=20), EntryId(20)).expect("append");
+    let (committer, events) = spawn(wal);
+    assert!(matches!(next(&events), CommitEvent::StorageFull(true)));
+    committer.submit(1, append(21..=21));
+    assert!(matches!(next(&events), CommitEvent::Persisted { seq: 1 }));
+    reader.set_storage_limit_bytes(Some(1 << 20));
+    assert!(matches!(next(&events), CommitEvent::StorageFull(false)));
+}
+
+#[tokio::test]
+async fn closing_finishes_what_is_queued() {
+    let storage = MemoryStorage::default();
+    let (committer, events) = spawn(start(&storage).0);
+    committer.submit(1, append(1..=20));
+    let handle = committer.handle();
+    committer.close().await;
+    assert!(matches!(next(&events), CommitEvent::Persisted { seq: 1 }));
+    let nothing = crate::wal::CompactedBase {
+        files: Vec::new(),
+        base: kv_core::contract::Base::default(),
+        applied: EntryId(0),
+        generation: 0,
+        lineage: 0,
+        outcome: crate::compactor::CompactionOutcome::default(),
+    };
+    assert!(handle.swap_compacted(nothing).is_err(), "nobody waits for a closed log");
+}

@@ -247,8 +247,7 @@ impl<'a> Scan<'a> {
         self.pass_over_gaps();
         let fits = entry.id >= self.expected && entry.id <= file.last && entry.epoch >= self.last_epoch;
         if !fits {
-            let raw = entry.line.clone();
-            return self.bad(source, Origin::Sealed(file), offset, raw, "the line is out of place");
+            return self.bad(source, Origin::Sealed(file), offset, entry.line, "the line is out of place");
         }
         if entry.id > self.expected {
             self.gap(source, offset, entry.id);
@@ -263,8 +262,7 @@ impl<'a> Scan<'a> {
         if !is_next && self.expected > self.positions.known_durable {
             self.torn_at = Some(offset);
         } else if !fits {
-            let raw = entry.line.clone();
-            self.bad(source, Origin::Active, offset, raw, "the line is out of place");
+            self.bad(source, Origin::Active, offset, entry.line, "the line is out of place");
         } else {
             if !is_next {
                 self.gap(source, offset, entry.id);
