@@ -42,7 +42,7 @@ fn everything_submitted_is_reported_durable_in_order() {
     }
     let mut reported = 0;
     while reported < 50 {
-        let CommitEvent::Persisted { seq } = next(&events) else { panic!("something else than durable") };
+        let CommitEvent::Persisted { seq, .. } = next(&events) else { panic!("something else than durable") };
         assert!(seq > reported);
         reported = seq;
         let durable = reopen(&storage.after_power_loss(Survives::Nothing)).expect("reopen");
@@ -62,7 +62,7 @@ fn a_full_disk_is_reported_and_writes_come_back_by_themselves() {
     let held = reopen(&storage.after_power_loss(Survives::Nothing));
     assert!(held.is_err() || held.is_ok_and(|opened| !opened.recovered.report.is_damaged()));
     storage.set_capacity_bytes(None);
-    assert!(matches!(next(&events), CommitEvent::Persisted { seq: 1 }));
+    assert!(matches!(next(&events), CommitEvent::Persisted { seq: 1, .. }));
     assert!(matches!(next(&events), CommitEvent::StorageFull(false)));
     let after = reopen(&storage.after_power_loss(Survives::Nothing)).expect("reopen");
     assert_eq!(after.recovered.state.applied(), EntryId(30));
@@ -96,7 +96,7 @@ fn room_below_the_reserve_is_full_for_clients_and_not_for_the_log() {
     let (committer, events) = spawn(wal);
     assert!(matches!(next(&events), CommitEvent::StorageFull(true)));
     committer.submit(1, append(21..=21));
-    assert!(matches!(next(&events), CommitEvent::Persisted { seq: 1 }));
+    assert!(matches!(next(&events), CommitEvent::Persisted { seq: 1, .. }));
     reader.set_storage_limit_bytes(Some(1 << 20));
     assert!(matches!(next(&events), CommitEvent::StorageFull(false)));
 }
@@ -108,7 +108,7 @@ async fn closing_finishes_what_is_queued() {
     committer.submit(1, append(1..=20));
     let handle = committer.handle();
     committer.close().await;
-    assert!(matches!(next(&events), CommitEvent::Persisted { seq: 1 }));
+    assert!(matches!(next(&events), CommitEvent::Persisted { seq: 1, .. }));
     let nothing = crate::wal::CompactedBase {
         files: Vec::new(),
         base: kv_core::contract::Base::default(),
