@@ -81,7 +81,7 @@ pub async fn run(bootstrap: Bootstrap, handle: Handle) -> Result<(), BootstrapEr
     match &bootstrap.start {
         Start::Join => Ok(()),
         Start::Alone => founding::alone(&handle, bootstrap.settings).await,
-        Start::Follow { leader_url } => following::follow(&handle, &remote, &[leader_url.clone()]).await,
+        Start::Follow { leader_url } => following::follow(&handle, &remote, std::slice::from_ref(leader_url)).await,
         Start::Cluster { members, leader } => {
             founding::together(&handle, &remote, members, leader, bootstrap.settings).await
         }

@@ -124,7 +124,7 @@ async fn resume(remote: &Remote, members: &[ListedMember], own: &ReplicaStatus) 
     let Some(cluster_id) = own.cluster_id.clone().filter(|_| own.config_id == EntryId::ZERO) else {
         return Ok(Step::Done);
     };
-    let voters: Vec<MemberInfo> = own.members.iter().filter(|m| m.voter).map(|m| info(m)).collect();
+    let voters: Vec<MemberInfo> = own.members.iter().filter(|m| m.voter).map(info).collect();
     for member in others(members, &own.name) {
         let status = remote.status(&member.url).await?;
         match status.replica.cluster_id {

@@ -174,7 +174,7 @@ async fn copy(chunks: &mut mpsc::Receiver<io::Result<Bytes>>, stream: &mut Snaps
 }
 
 /// A snapshot's chunks as they are read from the disk.
-pub type Chunks = mpsc::Receiver<io::Result<Bytes>>;
+pub(crate) type Chunks = mpsc::Receiver<io::Result<Bytes>>;
 
 impl Handle {
     /// The whole state at the position given, which is applied here now. The error is fit for a client.

@@ -237,7 +237,7 @@ pub(crate) async fn snapshot(State(app): State<App>, request: Request<Body>) -> 
     if !handle.view().serves {
         return Err(Failure::not_ready("The node has no complete state yet"));
     }
-    let (position, mut chunks) = handle.snapshot().await.map_err(|error| Failure::internal(error))?;
+    let (position, mut chunks) = handle.snapshot().await.map_err(Failure::internal)?;
     let body = Body::from_stream(futures::stream::poll_fn(move |context| chunks.poll_recv(context)));
     let ndjson = HeaderValue::from_static("application/x-ndjson");
     let headers = [(CONTENT_TYPE, ndjson), (X_KV_ID, answer::number(position.id.0))];
