@@ -70,6 +70,10 @@ impl<S: Storage> Wal<S> {
             return Err(WalError::Rule(format!("the log has changed since a compaction up to {horizon} began")));
         }
         let mut next = Manifest { base, generation: self.manifest.generation.max(generation), ..self.manifest.clone() };
+        if self.manifest.base.configuration.id >= next.base.configuration.id {
+            // Unless it is the same one, the group was recovered by hand since the compaction began.
+            next.base.configuration = self.manifest.base.configuration.clone();
+        }
         let (covered, kept): (Vec<_>, Vec<_>) = self.manifest.files.iter().cloned().partition(covers);
         next.obsolete = covered.iter().map(SealedFile::name).collect();
         files.sort_by_key(|f| (f.kind, f.number));

@@ -1,16 +1,14 @@
 //! The power fails at every call of two compactions and of the appends around them: recovery shows the
 //! state that replaying every entry ever written shows, and nothing staged is left.
 
-use std::sync::Arc;
-
 use kv_core::entry::{Entry, EntryId};
-use kv_core::group::Settings;
+use kv_core::group::{Configuration, ConfigurationAt, Settings};
 use kv_core::state_machine::StateMachine;
 
 use super::compact;
 use crate::wal::memory::{MemoryStorage, Survives};
 use crate::wal::recovery::Opened;
-use crate::wal::recovery::tests::{found, reopen};
+use crate::wal::recovery::tests::{found, member, reopen};
 use crate::wal::storage::Storage;
 use crate::wal::test_log::{Applied, Step, random_entries};
 use crate::wal::verify;
@@ -21,8 +19,8 @@ const SURVIVALS: [Survives; 4] = [Survives::Nothing, Survives::Everything, Survi
 fn history() -> Vec<Entry> {
     let step = |n: u8| match n % 10 {
         0 => Step::Settings { history_limit: 1 + u32::from(n / 10), dedup_limit: 3 },
-        3 | 6 => Step::Delete { key: n % 3, request: (n % 2 == 0).then_some(n % 4) },
-        _ => Step::Set { key: n % 3, guess: n % 7 == 0, request: (n % 2 == 0).then_some(n % 4) },
+        3 | 6 => Step::Delete { key: n % 3, request: n.is_multiple_of(2).then_some(n % 4) },
+        _ => Step::Set { key: n % 3, guess: n.is_multiple_of(7), request: n.is_multiple_of(2).then_some(n % 4) },
     };
     random_entries(&(0..30).map(step).collect::<Vec<_>>(), Settings::default())
 }
@@ -121,4 +119,22 @@ fn a_full_disk_fails_a_compaction_and_leaves_room_and_log_as_they_were() {
     let compacted = compact(&reader, &state).expect("room").expect("sealed segments");
     wal.swap_compacted(compacted).expect("swapped");
     check(&storage.after_power_loss(Survives::Nothing), &all, EntryId(30), true, "after the second try");
+}
+
+#[test]
+fn a_configuration_recovered_by_hand_during_a_compaction_stays_in_force() {
+    let all = history();
+    let storage = MemoryStorage::default();
+    let Opened { mut wal, reader, recovered, .. } = reopen(&storage).expect("new volume");
+    found(&mut wal, &recovered.hard, &[1, 2, 3]).expect("founded");
+    wal.append(&all, EntryId(30)).expect("room");
+    let state = Applied::new(recovered.state);
+    state.apply(&all);
+    let compacted = compact(&reader, &state).expect("readable").expect("sealed segments");
+    let alone = ConfigurationAt { id: EntryId(30), configuration: Configuration::new(vec![member(1)]) };
+    wal.recover(recovered.hard.clone(), alone.clone()).expect("recovered");
+    wal.swap_compacted(compacted).expect("swapped");
+    let opened = reopen(&storage).expect("intact");
+    assert_eq!(opened.recovered.base.configuration, alone);
+    assert!(opened.recovered.base.horizon.id > EntryId(20));
 }

@@ -189,3 +189,33 @@ fn the_source_is_left_as_it_was() {
     assert_eq!(std::fs::metadata(&path).and_then(|m| m.modified()).expect("metadata"), before);
     assert_eq!(std::fs::read_dir(&source.options.source).expect("there").count(), 1);
 }
+
+#[test]
+fn a_node_finds_the_sample_as_the_original_left_it() {
+    let mut source = source(&[]);
+    source.options.source = fixture("python-wal");
+    run(&source.options).expect("imported");
+    let (keys, _) = collect(&source.options.source, OnDamage::Stop, &mut ImportReport::default()).expect("intact");
+
+    let storage = std::sync::Arc::new(FileStorage::open(&source.options.data_dir).expect("storage"));
+    let new_volume = crate::wal::recovery::tests::new_volume();
+    let opened = crate::wal::open(storage, &crate::wal::Options::default(), &new_volume).expect("opened");
+    let recovered = &opened.recovered;
+    assert!(!recovered.report.is_damaged(), "{:?}", recovered.report);
+    assert_eq!((recovered.hard.committed, recovered.state.applied()), (EntryId(276), EntryId(276)));
+    assert_eq!(recovered.base.configuration.configuration.voters[0].member_id, recovered.hard.member_id);
+    let keyspace = recovered.state.keyspace();
+    assert_eq!(keyspace.len(), keys.len());
+    for (key, versions) in &keys {
+        let found = keyspace.versions(key.as_str()).found.expect("imported");
+        let (current, earlier) = versions.split_last().expect("never empty");
+        assert_eq!((found.current.version, &*found.current.value), (current.version, current.value.as_bytes()));
+        assert_eq!(found.earlier.len(), earlier.len());
+        for (locator, version) in found.earlier.iter().zip(earlier) {
+            let entry = opened.reader.read_entry(locator.id).expect("readable").expect("held");
+            let Body::Set { value, version: read, .. } = entry.body else { panic!("history holds SETs") };
+            assert_eq!((read, value.as_bytes()), (version.version, version.value.as_bytes()));
+        }
+    }
+    assert!(!crate::wal::verify::run(&source.options.data_dir).expect("readable").is_damaged());
+}

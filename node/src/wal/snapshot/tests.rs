@@ -3,11 +3,13 @@
 
 use std::sync::Arc;
 
-use kv_core::entry::EntryId;
-use kv_core::group::Settings;
+use kv_core::entry::{Body, Control, Entry, EntryId, Epoch};
+use kv_core::group::{Configuration, Settings};
 use proptest::prelude::*;
 
 use super::*;
+use crate::wal::recovery::open;
+use crate::wal::recovery::tests::{member, new_volume};
 use crate::wal::restore::{self, NewMember, RestoreError, RestoreOptions};
 use crate::wal::storage::{FileStorage, Storage};
 use crate::wal::test_log::{Log, delete, entries, random_entries, recover_staged, set, settings, step};
@@ -114,6 +116,40 @@ fn restore_makes_a_group_of_one_with_ids_of_its_own() {
     assert_eq!(manifest.active.first, EntryId(6));
     let again = restore::run(&options).expect_err("not empty").to_string();
     assert!(again.contains("is not empty"), "{again}");
+}
+
+#[test]
+fn a_node_goes_on_from_what_was_restored() {
+    let log = compacted_log();
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let options = restore_options(dir.path(), &stream(&log));
+    restore::run(&options).expect("restored");
+    assert!(!crate::wal::verify::run(&options.data_dir).expect("readable").is_damaged());
+    let storage = Arc::new(FileStorage::open(&options.data_dir).expect("storage"));
+    let mut opened = open(storage, &crate::wal::Options::default(), &new_volume()).expect("opened");
+    assert!(!opened.recovered.report.is_damaged(), "{:?}", opened.recovered.report);
+    assert_eq!(opened.recovered.state.digest(), log.replayed(Settings::default(), EntryId(5)).digest());
+    assert!(opened.recovered.configurations.is_empty() && opened.recovered.tail.is_empty());
+    let next = Entry::encode(EntryId(6), Epoch(2), None, set("a", "3", 3));
+    opened.wal.append(std::slice::from_ref(&next), EntryId(5)).expect("appended");
+    drop(opened);
+    assert_eq!(crate::wal::verify::run(&options.data_dir).expect("readable").last, EntryId(6));
+}
+
+#[test]
+fn a_configuration_in_a_snapshots_log_is_not_that_of_the_restored_group() {
+    let configuration = Configuration::new(vec![member(7), member(8), member(9)]);
+    let control = Body::Control(Control::Config(configuration));
+    let log = Log::new(entries(vec![set("a", "1", 1), control, set("a", "2", 2)]), &[1], Settings::default(), 0);
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let options = restore_options(dir.path(), &stream(&log));
+    restore::run(&options).expect("restored");
+    let storage = Arc::new(FileStorage::open(&options.data_dir).expect("storage"));
+    let recovered = open(storage, &crate::wal::Options::default(), &new_volume()).expect("opened").recovered;
+    assert!(recovered.configurations.is_empty());
+    let voters = recovered.base.configuration.configuration.voters;
+    assert_eq!(voters.iter().map(|voter| voter.member_id).collect::<Vec<_>>(), [recovered.hard.member_id]);
+    assert_eq!(recovered.state.applied(), EntryId(3));
 }
 
 #[test]
