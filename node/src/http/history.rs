@@ -1,9 +1,12 @@
 //! Earlier versions: the keyspace knows where they are, the log has them. Blocking reads go to the
 //! blocking pool in batches; a long history is streamed, so that memory holds one batch of it.
 
+use std::borrow::Cow;
+
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::Request;
+use axum::http::request::Parts;
 use axum::response::Response;
 use futures::{StreamExt, stream};
 use kv_core::entry::Body as EntryBody;
@@ -90,10 +93,8 @@ async fn read_values(handle: &Handle, locators: Vec<Locator>) -> Result<Vec<Opti
     responses((status = 200, body = super::openapi::HistoryDocument), super::openapi::ReadErrors))]
 pub(crate) async fn history(State(app): State<App>, request: Request<Body>) -> Result<Response, Failure> {
     let (parts, _) = request.into_parts();
-    let key = keys::key_of(&parts.uri)?;
-    let query = Query::parse(parts.uri.query(), &reads::FRESHNESS)?;
-    let handle = app.handle()?;
-    if let Admitted::Relayed(response) = reads::admit(&app, handle, &parts, Freshness::of(&query)?).await? {
+    let Asked { key, handle, admitted } = admit(&app, &parts).await?;
+    if let Admitted::Relayed(response) = admitted {
         return Ok(response);
     }
     for _ in 0..ATTEMPTS_MAX {
@@ -104,6 +105,21 @@ pub(crate) async fn history(State(app): State<App>, request: Request<Body>) -> R
         }
     }
     Err(gone(&key))
+}
+
+/// A question about a key's versions, and where it is answered.
+struct Asked<'a> {
+    key: Cow<'a, str>,
+    handle: &'a Handle,
+    admitted: Admitted,
+}
+
+async fn admit<'a>(app: &'a App, parts: &'a Parts) -> Result<Asked<'a>, Failure> {
+    let key = keys::key_of(&parts.uri)?;
+    let query = Query::parse(parts.uri.query(), &reads::FRESHNESS)?;
+    let handle = app.handle()?;
+    let admitted = reads::admit(app, handle, parts, Freshness::of(&query)?).await?;
+    Ok(Asked { key, handle, admitted })
 }
 
 /// A history on its way to a client.
@@ -201,10 +217,8 @@ fn versions_opening(key: &str, versions: &Versions) -> JsonWriter {
     responses((status = 200, body = super::openapi::VersionsDocument), super::openapi::ReadErrors))]
 pub(crate) async fn versions(State(app): State<App>, request: Request<Body>) -> Result<Response, Failure> {
     let (parts, _) = request.into_parts();
-    let key = keys::key_of(&parts.uri)?;
-    let query = Query::parse(parts.uri.query(), &reads::FRESHNESS)?;
-    let handle = app.handle()?;
-    if let Admitted::Relayed(response) = reads::admit(&app, handle, &parts, Freshness::of(&query)?).await? {
+    let Asked { key, handle, admitted } = admit(&app, &parts).await?;
+    if let Admitted::Relayed(response) = admitted {
         return Ok(response);
     }
     let Read { at, found } = handle.keyspace().versions(&key);

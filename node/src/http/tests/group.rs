@@ -307,6 +307,9 @@ async fn settings_and_directives_are_strict() {
     assert_eq!((&status["role"], &status["settings"]["history_limit"]), (&json!("leader"), &json!(3)));
     assert!(node.get("/metrics").await.body.contains("kv_role{role=\"leader\"} 1"));
     node.get("/readyz").await.is(200, r#"{"status":"ok"}"#);
+    let snapshot = node.get("/snapshot").await;
+    assert_eq!(snapshot.header("x-kv-id").map(str::to_owned), status["applied_id"].as_u64().map(|id| id.to_string()));
+    assert!(snapshot.body.starts_with("{\"kvcluster_snapshot\":") && snapshot.body.ends_with("}\n"));
     node.end().await;
 }
 
