@@ -55,9 +55,7 @@ impl Replica {
     /// A leader hears of a higher epoch from a voter: it can't lead that voter any more.
     fn on_epoch_rumour(&mut self, now: Now, from: MemberId, epoch: Epoch) {
         if epoch > self.epoch() && matches!(self.role, Role::Leader(_)) && self.configuration().contains(from) {
-            self.lead_wanted = true; // assigned, and deposed by nobody in particular: stand again
-            self.adopt_epoch(now, epoch);
-            self.campaign_soon(now);
+            self.on_higher_epoch(now, epoch); // assigned, and deposed by nobody in particular: stand again
         }
     }
 

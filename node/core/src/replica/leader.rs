@@ -149,13 +149,19 @@ impl Replica {
     }
 
     /// A voter has promised a later epoch: this one is over.
-    fn on_higher_epoch(&mut self, now: Now, epoch: Epoch) {
+    pub(super) fn on_higher_epoch(&mut self, now: Now, epoch: Epoch) {
         let led = matches!(self.role, Role::Leader(_));
+        let handed_over = self.has_handed_over();
         self.lead_wanted |= led;
         self.adopt_epoch(now, epoch);
-        if led {
+        // The epoch of a hand-over belongs to its target: it has the whole time-out for winning it.
+        if led && !handed_over {
             self.campaign_soon(now);
         }
+    }
+
+    fn has_handed_over(&self) -> bool {
+        matches!(&self.role, Role::Leader(leader) if leader.transfer.as_ref().is_some_and(|transfer| transfer.told))
     }
 
     pub(super) fn start_snapshot(&mut self, peer: MemberId) {
