@@ -48,7 +48,6 @@ pub use boot::{BootOptions, random_u64};
 pub use clock::Clock;
 pub use handle::{CallError, Handle};
 pub use published::NodeReport;
-pub use snapshots::Chunks;
 pub use stop::Stopped;
 
 use commits::Commits;
