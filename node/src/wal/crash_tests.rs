@@ -79,7 +79,7 @@ fn in_test(error: std::io::Error) -> WalError {
 }
 
 /// The latest line of each key to a live file, the others to a history file.
-fn compact(wal: &Wal<MemoryStorage>, up_to: u64) -> Result<CompactedBase, WalError> {
+pub(super) fn compact(wal: &Wal<MemoryStorage>, up_to: u64) -> Result<CompactedBase, WalError> {
     let reader = wal.reader();
     let table = reader.table();
     let last = table.log.iter().find(|f| f.last().0 >= up_to).expect("a sealed segment").last();

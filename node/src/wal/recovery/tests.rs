@@ -307,3 +307,73 @@ fn many_threads_recover_what_one_does() {
     };
     assert_eq!(digest(1), digest(4));
 }
+
+/// Nine entries, of which those of the first segments are compacted.
+fn compacted(voters: &[u64]) -> MemoryStorage {
+    let storage = volume(voters, 9, 9);
+    let mut wal = reopen(&storage).expect("reopen").wal;
+    let base = crate::wal::crash_tests::compact(&wal, 6).expect("compacted");
+    wal.swap_compacted(base).expect("swapped");
+    storage
+}
+
+#[test]
+fn a_damaged_base_is_dropped_by_a_member_and_mended_by_a_group_of_one() {
+    for name in ["wal.log.segment.2", "wal.log.history.2"] {
+        for voters in [&[1][..], &[1, 2, 3]] {
+            let intact = compacted(voters);
+            for at in 0..intact.contents(name).expect("compacted").len() {
+                let storage = intact.after_power_loss(Survives::Everything);
+                storage.tamper(name, |contents| contents[at] ^= 4);
+                let what = format!("{name}, byte {at}, voters {voters:?}");
+                let opened = reopen(&storage).unwrap_or_else(|e| panic!("{what}: {e}"));
+                assert!(opened.recovered.report.is_damaged(), "{what}");
+                assert_believed(&opened, 9, &what);
+                assert_steady(&storage, &opened, &what);
+                let (applied, missing) = (opened.recovered.state.applied(), &opened.recovered.report.missing);
+                if voters.len() == 1 {
+                    assert_eq!((applied, missing[0].first), (EntryId(9), EntryId(1)), "{what}");
+                } else {
+                    assert_eq!((applied, opened.recovered.base.horizon.id), (EntryId(0), EntryId(0)), "{what}");
+                    assert!(opened.recovered.hard.quarantine.is_some(), "{what}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn long_lines_and_large_segments_are_recovered_on_many_threads() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let options = Options { segment_bytes_max: 12 << 20, recovery_threads: 3, ..options() };
+    let open_files = || {
+        let storage = crate::wal::FileStorage::open(dir.path()).expect("not in use");
+        open(Arc::new(storage), &options, &new_volume())
+    };
+    let long = |id: u64| {
+        let Body::Set { key, version, precondition, request, .. } = set(id).body else { unreachable!("a set") };
+        let text = format!("\"{}\"", "x".repeat(usize::try_from(id % 7).expect("small") * 300_000));
+        let value = Value::from_json(text.as_bytes(), 4 << 20).expect("test value");
+        Entry::encode(EntryId(id), Epoch(1), None, Body::Set { key, value, version, precondition, request })
+    };
+    let entries: Vec<_> = (1..=40).map(long).collect();
+    let mut opened = open_files().expect("new volume");
+    found(&mut opened.wal, &opened.recovered.hard, &[1]).expect("found");
+    opened.wal.append(&entries, EntryId(40)).expect("append");
+    assert!(opened.reader.segments().len() > 2);
+    let in_use = crate::wal::FileStorage::open(dir.path()).expect_err("the lock is held");
+    assert!(in_use.to_string().contains("already in use"), "{in_use}");
+    drop(opened);
+    let opened = open_files().expect("reopen");
+    assert!(!opened.recovered.report.is_damaged());
+    assert_eq!(opened.recovered.state.applied(), EntryId(40));
+    assert_eq!(opened.reader.read_from(EntryId(1), usize::MAX).expect("readable"), entries);
+    assert_eq!(opened.reader.read_entry(EntryId(27)).expect("readable").as_ref(), entries.get(26));
+    drop(opened);
+    let name = dir.path().join("wal.log.segment.1");
+    let mut bytes = std::fs::read(&name).expect("readable");
+    bytes[5_000_000] ^= 1;
+    std::fs::write(&name, bytes).expect("writable");
+    let damaged = open_files().expect("reopen").recovered.report;
+    assert_eq!((damaged.salvage, damaged.damage_total), (Salvage::Everything, 1));
+}
