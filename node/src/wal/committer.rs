@@ -22,6 +22,8 @@ use queue::{Queue, Swap, Work};
 const RETRY: Duration = Duration::from_millis(200);
 /// Bytes appended between two looks at the room left.
 const SPACE_CHECK_BYTES: usize = 1 << 20;
+/// The longest time between two looks: others fill the volume, too, and the storage limit can change.
+const SPACE_CHECK: Duration = Duration::from_secs(1);
 
 /// What the committer tells, on its own thread.
 #[derive(Debug)]
@@ -55,7 +57,7 @@ impl Committer {
         let queue = Arc::new(Queue::default());
         let thread = std::thread::Builder::new().name("wal".to_owned()).spawn({
             let queue = Arc::clone(&queue);
-            move || Loop { wal, queue, events, is_full: false, unchecked_bytes: 0 }.run()
+            move || Loop { wal, queue, events, is_full: false, unchecked_bytes: 0, looked: Instant::now() }.run()
         });
         let thread = thread.expect("the system lets a process that starts have one more thread");
         Self { queue, thread: Some(thread) }
@@ -103,6 +105,7 @@ struct Loop<S: Storage, E> {
     events: E,
     is_full: bool,
     unchecked_bytes: usize,
+    looked: Instant,
 }
 
 /// Whether the thread goes on.
@@ -117,8 +120,8 @@ impl<S: Storage, E: FnMut(CommitEvent)> Loop<S, E> {
         let _closes_also_on_panic = queue::CloseOnDrop(Arc::clone(&self.queue));
         self.look_at_space();
         loop {
-            let patience = self.is_full.then_some(RETRY);
-            let next = match self.queue.take(patience) {
+            let patience = if self.is_full { RETRY } else { SPACE_CHECK };
+            let next = match self.queue.take(Some(patience)) {
                 Work::Closed => Next::End,
                 Work::Nothing => {
                     self.look_at_space();
@@ -191,13 +194,14 @@ impl<S: Storage, E: FnMut(CommitEvent)> Loop<S, E> {
         if let Persist::Append { entries, .. } = op {
             self.unchecked_bytes += entries.iter().map(|e| e.line.len()).sum::<usize>();
         }
-        if self.unchecked_bytes >= SPACE_CHECK_BYTES {
+        if self.unchecked_bytes >= SPACE_CHECK_BYTES || self.looked.elapsed() >= SPACE_CHECK {
             self.look_at_space();
         }
     }
 
     fn look_at_space(&mut self) {
         self.unchecked_bytes = 0;
+        self.looked = Instant::now();
         match self.wal.is_short_of_space() {
             Ok(is_short) => self.report_space(is_short),
             Err(error) => tracing::warn!(%error, "cannot tell how much room is left"),

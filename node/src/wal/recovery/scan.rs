@@ -43,7 +43,6 @@ pub(super) struct Verdict {
     pub(super) last: EntryId,
     pub(super) index: SparseIndex,
     crc: crc32fast::Hasher,
-    found_missing: bool,
     epoch_before: Epoch,
 }
 
@@ -289,13 +288,10 @@ impl<'a> Scan<'a> {
             self.damaged(source, Some(offset), format!("ids {} to {} are not there", self.expected, found.prev()));
         }
         self.verdicts[source].is_damaged = true;
-        self.miss(source, found.prev());
+        self.miss(found.prev());
     }
 
-    fn miss(&mut self, source: usize, last: EntryId) {
-        if let Some(verdict) = self.verdicts.get_mut(source) {
-            verdict.found_missing = true;
-        }
+    fn miss(&mut self, last: EntryId) {
         let first = self.expected;
         match self.missing.last_mut() {
             Some(range) if range.last.next() == first => range.last = last,
@@ -390,17 +386,26 @@ impl<'a> Scan<'a> {
             self.breach_at(source, end);
             self.last_line = None;
             self.damaged(source, None, format!("ids {} to {} are not there", self.expected, file.last));
-            self.miss(source, file.last);
+            self.miss(file.last);
         }
         let verdict = &self.verdicts[source];
-        if verdict.is_damaged && verdict.bad.is_empty() && !verdict.found_missing {
-            // Every line is intact by itself, yet they are not the ones that were sealed.
+        if verdict.is_damaged && verdict.bad.is_empty() {
+            // Every line is intact by itself, yet they are not the ones that were sealed: of another log, perhaps.
+            self.forget_missing_from(file.first);
             self.verdicts[source].is_distrusted = true;
             self.damaged(source, None, "the checksum is not that of the sealed segment".to_owned());
             self.last_epoch = self.verdicts[source].epoch_before;
             self.last_line = None;
             self.expected = file.first;
-            self.miss(source, file.last);
+            self.miss(file.last);
+        }
+    }
+
+    /// What was found missing from `first` on is about to be part of a larger range.
+    fn forget_missing_from(&mut self, first: EntryId) {
+        self.missing.retain(|range| range.first < first);
+        if let Some(range) = self.missing.last_mut() {
+            range.last = range.last.min(first.prev());
         }
     }
 
@@ -412,7 +417,7 @@ impl<'a> Scan<'a> {
             self.breach_at(source, end);
             self.last_line = None;
             self.damaged(source, None, format!("ids {} to {known} were durable and are not there", self.expected));
-            self.miss(source, known);
+            self.miss(known);
         }
     }
 
