@@ -313,7 +313,7 @@ impl Node {
     }
 
     pub async fn try_status(&self) -> Option<Value> {
-        let answer = self.try_get("/status").await?;
+        let answer = self.try_get("/status").await.filter(|answer| answer.status == 200)?;
         serde_json::from_slice(&answer.body).ok()
     }
 

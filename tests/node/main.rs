@@ -2,3 +2,13 @@
 //! signals, and their directories damaged. One file for each theme; the names are the promises.
 
 #![cfg(test)]
+
+mod backup;
+mod bad_input;
+mod contract;
+mod dev;
+mod failover;
+mod full_disk;
+mod membership;
+mod on_disk;
+mod replication;
