@@ -1,6 +1,8 @@
 //! The command line as a person meets it: help, refusals, precedence, the offline commands, the local
 //! cluster. Runs the binary; the node's answers to clients are tested elsewhere.
 
+#![cfg(test)]
+
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;
 use std::path::Path;
