@@ -12,6 +12,7 @@ pub mod committer;
 pub mod compaction;
 #[cfg(test)]
 mod crash_tests;
+mod gaps;
 mod hint;
 pub mod import;
 pub mod manifest;

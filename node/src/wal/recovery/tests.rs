@@ -377,3 +377,40 @@ fn long_lines_and_large_segments_are_recovered_on_many_threads() {
     let damaged = open_files().expect("reopen").recovered.report;
     assert_eq!((damaged.salvage, damaged.damage_total), (Salvage::Everything, 1));
 }
+
+#[test]
+fn lines_that_a_learner_held_go_back_and_the_rest_is_declared_lost() {
+    let storage = volume(&[1], 20, 20);
+    storage.remove("wal.log.segment.2").expect("there");
+    storage.tamper("wal.log.segment.4", |contents| contents[10] ^= 1);
+    let Opened { mut wal, recovered, .. } = reopen(&storage).expect("reopen");
+    let missing = recovered.report.missing.clone();
+    assert_eq!(missing.len(), 2);
+    let (first, lost) = (missing[0].first.0, missing[1].first.0);
+    let learned: Vec<_> = (first..=missing[0].last.0).rev().map(set).collect();
+    let recovered = wal.close_gaps(recovered, learned).expect("mended");
+    assert_eq!(recovered.report.missing, [missing[1]]);
+    assert_eq!(recovered.state.applied(), EntryId(21), "a LOST entry at the end");
+    assert_eq!(wal.reader().read_from(EntryId(1), usize::MAX).expect("readable"), sets(1..=lost - 1));
+    assert!(recovered.hard.promise.epoch > Epoch(1));
+    wal.append(&[Entry::encode(EntryId(22), recovered.hard.promise.epoch, None, set(22).body)], EntryId(22))
+        .expect("goes on");
+    drop(wal);
+    let after = reopen(&storage.after_power_loss(Survives::Nothing)).expect("reopen").recovered;
+    assert!(!after.report.is_damaged() && after.report.missing.is_empty());
+    assert_eq!(after.state.applied(), EntryId(22));
+}
+
+#[test]
+fn with_every_line_back_nothing_is_lost() {
+    let storage = volume(&[1], 20, 20);
+    let digest = reopen(&storage).expect("reopen").recovered.state.digest();
+    storage.remove(&active_name(&storage)).expect("there");
+    storage.tamper("wal.log.segment.2", |contents| contents.truncate(40));
+    let Opened { mut wal, recovered, .. } = reopen(&storage).expect("reopen");
+    assert!(recovered.report.is_damaged());
+    let recovered = wal.close_gaps(recovered, sets(1..=30)).expect("mended");
+    assert_eq!((recovered.report.missing.len(), recovered.state.applied()), (0, EntryId(20)));
+    assert_eq!(recovered.state.digest(), digest);
+    assert_eq!(wal.reader().read_from(EntryId(1), usize::MAX).expect("readable"), sets(1..=20));
+}
