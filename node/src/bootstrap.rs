@@ -64,8 +64,6 @@ pub enum BootstrapError {
         "the data directory belongs to cluster {mine}, the leader at {url} to {theirs}: empty the directory or name the right leader"
     )]
     ForeignLeader { url: String, mine: ClusterId, theirs: ClusterId },
-    #[error("member {name} of the cluster file belongs to another cluster, {theirs}")]
-    ForeignMember { name: NodeName, theirs: ClusterId },
     #[error("the cluster file does not name this node, {0}")]
     NotListed(NodeName),
     #[error("the node refused to be bootstrapped: {0}")]

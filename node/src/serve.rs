@@ -30,13 +30,13 @@ use crate::wal::{self, FileStorage, NewVolume, Opened, Options, StorageError, Wa
 pub enum ServeError {
     #[error("cannot listen on {address} ({flag}, environment {variable}): {error}")]
     Listen { address: String, flag: &'static str, variable: &'static str, error: io::Error },
-    #[error("{0}")]
+    #[error(transparent)]
     Storage(#[from] StorageError),
     #[error("data directory {dir}: {error}")]
     Log { dir: String, error: WalError },
     #[error("data directory {dir} belongs to node {found}, not to {asked}: start it with --id {found} (NODE_ID)")]
     OtherName { dir: String, found: NodeName, asked: NodeName },
-    #[error("{0}")]
+    #[error(transparent)]
     Bootstrap(#[from] BootstrapError),
     #[error("the node has stopped: {0:?}")]
     Stopped(Stopped),

@@ -70,16 +70,10 @@ impl Node {
 
     async fn ready(self) -> Self {
         let url = format!("{}/readyz", self.url);
-        let looks = async {
-            let mut look = tokio::time::interval(Duration::from_millis(20));
-            loop {
-                look.tick().await;
-                if client().get(&url).send().await.is_ok_and(|answer| answer.status() == 200) {
-                    return;
-                }
-            }
-        };
-        tokio::time::timeout(DEADLINE, looks).await.expect("the node becomes ready");
+        eventually("the node is ready", async || {
+            client().get(&url).send().await.is_ok_and(|answer| answer.status() == 200).then_some(())
+        })
+        .await;
         self
     }
 
@@ -104,6 +98,20 @@ impl Drop for Node {
         self.child.kill().ok();
         self.child.wait().ok();
     }
+}
+
+/// Looks until there is something to see.
+async fn eventually<T>(what: &str, look: impl AsyncFn() -> Option<T>) -> T {
+    let looks = async {
+        let mut pause = tokio::time::interval(Duration::from_millis(20));
+        loop {
+            pause.tick().await;
+            if let Some(seen) = look().await {
+                return seen;
+            }
+        }
+    };
+    tokio::time::timeout(DEADLINE, looks).await.unwrap_or_else(|_| panic!("not in time: {what}"))
 }
 
 fn client() -> reqwest::Client {
@@ -345,17 +353,11 @@ async fn a_reset_identity_is_a_new_empty_member_and_keeps_the_old_files_aside() 
     assert!(dir.path().join("d/former-identity.1/manifest.json").is_file());
 
     let node = Node::start(dir.path(), "d", &["--id", "a", "--join"]);
-    let after = async {
-        let mut look = tokio::time::interval(Duration::from_millis(20));
-        loop {
-            look.tick().await;
-            let status: Value = serde_json::from_str(&node.get("/status").await).unwrap();
-            if status["member_id"].is_string() {
-                return status;
-            }
-        }
-    };
-    let after = tokio::time::timeout(DEADLINE, after).await.unwrap();
+    let after = eventually("the node has a status", async || {
+        let status: Value = serde_json::from_str(&node.get("/status").await).unwrap();
+        status["member_id"].is_string().then_some(status)
+    })
+    .await;
     assert_ne!(before["member_id"], after["member_id"]);
     assert_eq!(after["role"], "uninitialised");
     assert_eq!(after["cluster_id"], Value::Null);
@@ -406,6 +408,27 @@ async fn the_local_cluster_starts_stops_and_continues() {
         client().get(&first).send().await.unwrap().text().await.unwrap(),
         r#"{"key":"k","value":1,"version":1}"#
     );
+}
+
+#[tokio::test]
+async fn the_nodes_end_with_the_local_cluster_that_started_them() {
+    let dir = TempDir::new().unwrap();
+    let base = free_ports();
+    let mut cluster = LocalCluster::start(dir.path(), base);
+    cluster.child.kill().unwrap();
+    cluster.child.wait().unwrap();
+    let is_free = |port| TcpListener::bind(("127.0.0.1", port)).is_ok();
+    eventually("the ports are free", async || (base..base + 3).all(is_free).then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_directory_of_another_cluster_does_not_follow() {
+    let dir = TempDir::new().unwrap();
+    Node::start(dir.path(), "other", &["--id", "f"]).ready().await.stop();
+    let leader = Node::start(dir.path(), "d", &[]).ready().await;
+    let mut follower = kv_node(dir.path());
+    follower.args(["serve", "--listen", "127.0.0.1:0", "--peer-listen", "127.0.0.1:0", "--data-dir", "other"]);
+    refused(follower.args(["--id", "f", "--leader-url", &leader.url]), &["belongs to cluster", &leader.url]);
 }
 
 /// `kv-node dev`, once it has said that all nodes are ready.

@@ -128,13 +128,11 @@ async fn resume(remote: &Remote, members: &[ListedMember], own: &ReplicaStatus) 
     for member in others(members, &own.name) {
         let status = remote.status(&member.url).await?;
         match status.replica.cluster_id {
-            Some(theirs) if theirs == cluster_id => continue,
-            Some(theirs) => {
-                let name = member.name.clone();
-                return Err(Problem::Final(BootstrapError::ForeignMember { name, theirs }));
-            }
+            Some(theirs) if theirs == cluster_id => {}
+            // Not worth stopping for: the group that this node is a member of may do without.
+            Some(theirs) => tracing::warn!(member = %member.name, %theirs, "is in another cluster, not in this one"),
             // A volume that was lost since: it registers itself, and the leader replaces it.
-            None if !voters.iter().any(|v| v.member_id == status.replica.member_id) => continue,
+            None if !voters.iter().any(|v| v.member_id == status.replica.member_id) => {}
             None => remote.bootstrap(&member.url, &cluster_id, &voters, own.settings).await?,
         }
     }
