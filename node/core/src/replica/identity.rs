@@ -222,9 +222,12 @@ impl Replica {
 
 fn staleness(seen: &Seen, shown: &Seen) -> Option<String> {
     let Seen { incarnation, start_id, promise, durable } = *shown;
+    if incarnation == seen.incarnation && start_id == seen.start_id {
+        return None; // the same process: what it shows may be older than what it acknowledged since
+    }
     if incarnation < seen.incarnation {
         Some(format!("saw incarnation {}, it shows {incarnation}", seen.incarnation))
-    } else if incarnation == seen.incarnation && start_id != seen.start_id {
+    } else if incarnation == seen.incarnation {
         Some(format!("saw another start of incarnation {incarnation}"))
     } else if promise < seen.promise {
         Some(format!("saw a promise of epoch {}, it shows {promise}", seen.promise))
