@@ -71,12 +71,15 @@ pub async fn run(config: ServeConfig) -> Result<(), ServeError> {
         http::serve(clients, http_config(&config, &url), Arc::clone(&slot), Arc::clone(&metrics), http_stop.clone());
     let http = tokio::spawn(http);
 
-    let opened = tokio::select! {
-        opened = open(Arc::new(storage), &config) => opened?,
+    let starting = async {
+        let opened = open(Arc::new(storage), &config).await?;
+        start_driver(opened, &config, peers, (url, peer_url), Arc::clone(&metrics)).await
+    };
+    let handle = tokio::select! {
+        started = starting => started?,
         // Reading the log changes nothing that the next start could not repeat.
         signal = signals.next() => { tracing::info!(signal, "stopped while reading the log"); return Ok(()) }
     };
-    let handle = start_driver(opened, &config, peers, (url, peer_url), Arc::clone(&metrics)).await?;
     let compactor = Compactor::start(handle.compaction_job(), config.compaction, Arc::clone(&metrics));
     let running = Running { handle: handle.clone(), compactor };
     assert!(slot.set(running).is_ok(), "the slot is filled here alone");
@@ -140,6 +143,7 @@ async fn open(storage: Arc<FileStorage>, config: &ServeConfig) -> Result<Opened<
     if *found != config.name {
         return Err(ServeError::OtherName { dir, found: found.clone(), asked: config.name.clone() });
     }
+    warnings::tell_voters(config, &opened.recovered);
     Ok(opened)
 }
 

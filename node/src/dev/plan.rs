@@ -17,8 +17,8 @@ pub(super) const HOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
 const PEER_PORT_DISTANCE: u16 = 1000;
 const CLUSTER_FILE: &str = "cluster.yaml";
 /// A local cluster notices a dead node within a second, unless the environment says otherwise.
-const HEARTBEATS: [(&str, &str, &str); 2] =
-    [("HEARTBEAT_INTERVAL", "--heartbeat-interval", "0.1"), ("HEARTBEAT_TIMEOUT", "--heartbeat-timeout", "1")];
+const HEARTBEAT_INTERVAL: [&str; 2] = ["--heartbeat-interval", "0.1"];
+const HEARTBEAT_TIMEOUT: [&str; 2] = ["--heartbeat-timeout", "1"];
 
 pub(super) struct NodePlan {
     pub(super) name: NodeName,
@@ -90,12 +90,20 @@ impl Plan {
         arguments.extend(["--peer-listen".into(), address(node.peer_port)]);
         arguments.extend(["--data-dir".into(), node.data_dir.clone().into()]);
         arguments.extend(["--cluster".into(), self.cluster_file().into()]);
-        // The time-out's default follows the interval: a variable for either is the user's choice of both.
-        if HEARTBEATS.iter().all(|(variable, _, _)| std::env::var_os(variable).is_none_or(|value| value.is_empty())) {
-            arguments.extend(HEARTBEATS.iter().flat_map(|(_, flag, value)| [OsString::from(flag), value.into()]));
+        let interval_is_set = is_set("HEARTBEAT_INTERVAL");
+        if !interval_is_set {
+            arguments.extend(HEARTBEAT_INTERVAL.map(OsString::from));
+        }
+        // An interval of the user's own may be longer than a second: the time-out then follows it.
+        if !interval_is_set && !is_set("HEARTBEAT_TIMEOUT") {
+            arguments.extend(HEARTBEAT_TIMEOUT.map(OsString::from));
         }
         arguments
     }
+}
+
+fn is_set(variable: &str) -> bool {
+    std::env::var_os(variable).is_some_and(|value| !value.is_empty())
 }
 
 fn require_same_ports(text: &str, members: &[ClusterMember], path: &Path) -> Result<(), DevError> {

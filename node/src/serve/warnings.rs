@@ -1,15 +1,29 @@
-//! What a person should read in the log about this start: settings that the group does not follow. Once.
+//! What a person should read in the log about this start, once each: that it waits for a leader, and
+//! settings that the group does not follow.
 
 use std::time::Duration;
 
-use kv_core::contract::{Reply, Request, SettingsChange};
+use kv_core::contract::{Failover, Reply, Request, SettingsChange};
 use kv_core::group::Settings;
 use tokio::time::Instant;
 
+use crate::config::{ServeConfig, StartRole};
 use crate::driver::Handle;
+use crate::wal::Recovered;
 
 /// How long one look for the group's settings waits; then it begins again.
 const LOOK: Duration = Duration::from_secs(600);
+
+/// A voter of several does not lead because it was started alone; nothing else would say so.
+pub(super) fn tell_voters(config: &ServeConfig, recovered: &Recovered) {
+    let newest = recovered.configurations.last().unwrap_or(&recovered.base.configuration);
+    let voters: Vec<&str> = newest.configuration.voters.iter().map(|voter| voter.name.as_str()).collect();
+    let is_waiting = voters.len() > 1 && !config.lead_at_start && config.tuning.failover == Failover::Manual;
+    if is_waiting && config.role == StartRole::Alone {
+        let voters = voters.join(", ");
+        tracing::info!(voters, "one of several voters: --leader, or POST /cluster/lead, tells one of them to lead");
+    }
+}
 
 /// The group's settings are its state: flags that ask for others have no effect, and that is said once.
 pub(super) fn watch_settings(handle: Handle, asked: SettingsChange) {
