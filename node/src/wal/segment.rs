@@ -3,6 +3,7 @@
 
 use std::io;
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use kv_core::entry::EntryId;
@@ -16,7 +17,9 @@ pub(crate) const INDEX_STRIDE_BYTES: u64 = 4096;
 const WRITE_BUFFER_BYTES: usize = 256 << 10;
 /// Unsynced bytes of a file that is to be sealed: a few milliseconds of a slow disk, so that the log's
 /// own sync never waits long behind it.
-const SYNC_SLICE_BYTES: u64 = 2 << 20;
+const SYNC_SLICE_BYTES: u64 = 1 << 20;
+/// Longest pause between two slices.
+const PAUSE_MAX: Duration = Duration::from_millis(50);
 /// Bytes read at once when a file is gone through.
 const SCAN_BLOCK_BYTES: usize = 256 << 10;
 
@@ -186,6 +189,11 @@ impl<F> Lines<F> {
     }
 }
 
+/// Half of the disk's time belongs to the log's own writes: who used it pauses for as long.
+pub(crate) fn leave_disk_to_others(used: Duration) {
+    std::thread::sleep(used.min(PAUSE_MAX));
+}
+
 /// Writes a file that is to be sealed, under its staged name. Nothing lists it before the manifest
 /// does, so giving up leaves only an orphan for the next start to remove.
 #[derive(Debug)]
@@ -253,8 +261,10 @@ impl<F: StorageFile> SegmentWriter<F> {
         self.sealed.bytes += self.buffer.len() as u64;
         self.buffer.clear();
         if self.sealed.bytes - self.synced_bytes >= SYNC_SLICE_BYTES {
+            let begun = Instant::now();
             self.file.sync()?;
             self.synced_bytes = self.sealed.bytes;
+            leave_disk_to_others(begun.elapsed());
         }
         Ok(())
     }

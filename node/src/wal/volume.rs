@@ -1,6 +1,7 @@
 //! Housekeeping of the data directory around a change of the manifest: staged files get their names,
 //! what is not listed goes, what must be kept goes aside. Safe to repeat after a crash at any step.
 
+use std::collections::HashSet;
 use std::io;
 
 use super::manifest::{MANIFEST_TEMPORARY, Manifest};
@@ -27,11 +28,13 @@ pub(crate) fn settle<S: Storage>(storage: &S, manifest: &mut Manifest) -> io::Re
             names.remove(at);
         }
     }
-    let listed = manifest.listed();
+    // Sets, since a compaction may replace tens of thousands of segments.
+    let listed: HashSet<String> = manifest.listed().into_iter().collect();
+    let obsolete: HashSet<&String> = manifest.obsolete.iter().collect();
     let mut aside = Vec::new();
-    for name in names.iter().filter(|name| !listed.contains(name)) {
+    for name in names.iter().filter(|name| !listed.contains(*name)) {
         let is_leftover = name.contains(STAGED_MARK) || name == MANIFEST_TEMPORARY;
-        if manifest.obsolete.contains(name) || (is_leftover && is_ours(name)) {
+        if obsolete.contains(name) || (is_leftover && is_ours(name)) {
             storage.remove(name)?;
         } else if name.starts_with(LOG_PREFIX) {
             aside.push(move_aside(storage, name)?);
