@@ -13,6 +13,7 @@ async fn a_local_cluster_runs_survives_a_kill_and_continues_where_it_stopped() {
         let expected = (200, r#"{"key":"key6","value":"myvalue","version":1}"#.to_owned());
         wait_until("every node shows it", 10, || async { dev.get(index, "/key/key6").await == expected }).await;
     }
+    wait_until("the table is shown", 10, || async { dev.output().contains("Ctrl-C") }).await;
     let output = dev.output();
     for shown in ["leader", "follower-1", "follower-2", "curl", "kv-node", "serve"] {
         assert!(output.contains(shown), "{shown} is not shown:\n{output}");

@@ -353,6 +353,7 @@ impl Replica {
             self.check_at_ms = now.mono_ms + CHECK_MS;
             self.note_health(now);
             self.ask_for_refill();
+            self.pursue_lead_directives(now);
         }
         match &self.role {
             Role::Leader(_) => self.tick_leader(now),

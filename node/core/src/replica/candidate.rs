@@ -11,8 +11,9 @@ use crate::group::{MemberId, NodeName};
 use crate::message::{Message, Promise, VoteKind, VoteReply, VoteRequest};
 use crate::quorum::{Tally, tally};
 
-/// How long a directive to lead is pursued before it is answered with a refusal.
-const LEAD_WAIT_MS: u64 = 3000;
+/// How long a directive to lead is pursued before it is answered with a refusal: one hand-over, and the
+/// time to be shown to the voters at start. Longer would park the clients of a leader more than once.
+const LEAD_WAIT_MS: u64 = 1500;
 /// Spread of the first try after the leader's process is known to be dead.
 const SOON_MS: u64 = 20;
 /// A campaign without an outcome is tried again after a random part of the time-out between these
@@ -278,6 +279,22 @@ impl Replica {
     pub(super) fn on_timeout_now(&mut self, now: Now, from: MemberId, epoch: Epoch) {
         if epoch == self.epoch() && self.leader == Some(from) && self.is_electable() {
             self.campaign(now, VoteKind::Directed);
+        }
+    }
+
+    /// A directive is pursued until it is answered: a request to hand over or a vote may have been lost,
+    /// or have come before the voters could act.
+    pub(super) fn pursue_lead_directives(&mut self, now: Now) {
+        if self.lead_waiting.is_empty() || !self.is_electable() {
+            return;
+        }
+        match (&self.role, self.leader) {
+            (Role::Follower(_), Some(leader)) if self.leader_is_alive(now) => {
+                let epoch = self.epoch();
+                self.send(leader, Message::TransferRequest { epoch });
+            }
+            (Role::Follower(_), _) => self.campaign(now, VoteKind::Directed),
+            (Role::Candidate(_) | Role::Leader(_), _) => {}
         }
     }
 
