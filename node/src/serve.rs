@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use kv_core::contract::Limits;
 use kv_core::group::{MemberId, NodeName};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -56,12 +57,22 @@ struct Ports {
     peer_url: String,
 }
 
+/// Readers hold every segment open, so that compaction never takes a file from under them: a long log
+/// needs more than the usual soft limit. The hard limit is the administrator's.
+fn allow_open_files() {
+    let limits = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limits.maximum, ..limits }) {
+        tracing::info!(%error, "the limit of open files stays as it was");
+    }
+}
+
 /// Runs a node until it is asked to end, or cannot go on.
 pub async fn run(config: ServeConfig) -> Result<(), ServeError> {
     let mut signals = Signals::listen().map_err(ServeError::Signals)?;
     if config.parent_pid.is_some_and(|pid| !dev::tie_to_parent(pid)) {
         return Err(ServeError::Orphaned);
     }
+    allow_open_files();
     let storage = FileStorage::open(&config.storage.data_dir)?;
     let Ports { clients, peers, url, peer_url } = bind(&config.addresses).await?;
     tracing::info!(node = %config.name, url, peer_url, data_dir = %config.storage.data_dir.display(), "starting");
