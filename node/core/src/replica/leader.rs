@@ -323,13 +323,15 @@ impl Replica {
         leader.transfer = Some(Transfer { target, until_ms: now.mono_ms + TRANSFER_MS, told: false, token });
     }
 
-    /// Tells the target to campaign once it is durable up to the last id; new writes are parked.
+    /// Tells the target to campaign once it is durable up to the last id, and everybody who waits for
+    /// an entry was answered: nobody is left with an unknown outcome. New writes are parked.
     fn settle_transfer(&mut self) {
         let (last, epoch) = (self.log.last().id, self.epoch());
+        let all_answered = self.applied() == last;
         let Role::Leader(leader) = &mut self.role else { return };
         let Leader { transfer: Some(transfer), progress, .. } = &mut **leader else { return };
         let caught_up = progress.get(&transfer.target).is_some_and(|p| p.matched >= last && !p.unfit);
-        if caught_up && !transfer.told {
+        if caught_up && all_answered && !transfer.told {
             transfer.told = true;
             let target = transfer.target;
             self.send(target, Message::TimeoutNow { epoch });
