@@ -189,8 +189,8 @@ pub(crate) fn three(plan: &Plan, dir: &Path, table: &mut Table) -> anyhow::Resul
     Ok(())
 }
 
-/// Connections that fill a store; more than are measured with, since only its content counts.
-const FILL_CONNECTIONS: usize = 256;
+/// Connections that fill a store: as many as are measured with, since each costs memory.
+const FILL_CONNECTIONS: usize = 64;
 
 /// Writes `count` values of this size, over the keys in turn.
 pub(crate) fn fill(node: &Server, keys: u64, value_bytes: usize, count: u64) -> anyhow::Result<()> {
