@@ -23,12 +23,11 @@ mod commits;
 mod compaction;
 mod effects;
 mod fetches;
-#[cfg_attr(not(test), expect(dead_code, reason = "asking learners lands with the mending of the log"))]
 mod gathering;
 mod handle;
-#[expect(dead_code, reason = "asking learners lands with the mending of the log")]
 mod learners;
 mod lending;
+mod mending;
 mod notes;
 mod published;
 mod replies;
@@ -40,6 +39,7 @@ mod tests;
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use kv_core::Replica;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -51,13 +51,14 @@ pub use published::NodeReport;
 pub use stop::Stopped;
 
 use commits::Commits;
+use mending::Mended;
 use published::{AppliedState, First, Log, Published};
 use rounds::{Driver, Sources};
 use stop::Stop;
 
 use crate::metrics::Metrics;
 use crate::transport::{Transport, TransportConfig};
-use crate::wal::{CommitEvent, Committer, FileStorage, Opened, WalError};
+use crate::wal::{CommitEvent, Committer, FileStorage, Opened, Wal, WalError};
 
 /// Messages of peers that wait for the driver; when full, reading from peers waits.
 const PEER_EVENTS_MAX: usize = 1024;
@@ -79,42 +80,46 @@ pub struct DriverConfig {
 ///
 /// # Errors
 /// When what learners gave back to a damaged group of one cannot be written to the log.
-#[expect(clippy::unused_async, reason = "asking learners lands with the mending of the log")]
 pub async fn start(opened: Opened<FileStorage>, config: DriverConfig) -> Result<Handle, WalError> {
+    let DriverConfig { boot: options, peer_listener, peer_secret, metrics } = config;
     let Opened { wal, reader, recovered } = opened;
-    let clock = Clock::start();
-    let commits = Commits::default();
-    let committer = Committer::spawn(wal, {
-        let commits = commits.clone();
-        let metrics = config.metrics;
-        move |event| {
-            if let CommitEvent::Persisted { took, .. } = &event {
-                metrics.observe_fsync(*took);
-            }
-            commits.push(event);
-        }
-    });
-    let log = Log { reader, committer: committer.handle(), recovery: recovered.report.clone() };
-    let now = clock.now();
-    let replica = Replica::new(boot::boot(recovered, &config.boot), now);
-    let state = AppliedState { keyspace: replica.keyspace(), sessions: replica.sessions() };
-    let first = First { view: replica.view(now), hello: replica.hello(), state };
-    let published = Arc::new(Published::new(clock, log, first));
-    let (peer_events, peers) = mpsc::channel(PEER_EVENTS_MAX);
+    let hello = Arc::new(ArcSwap::from_pointee(boot::hello(&recovered, &options)));
+    let (peer_events, mut peers) = mpsc::channel(PEER_EVENTS_MAX);
     let transport = Transport::start(
-        TransportConfig {
-            listener: config.peer_listener,
-            hello: Arc::clone(&published.hello),
-            secret: config.peer_secret,
-        },
+        TransportConfig { listener: peer_listener, hello: Arc::clone(&hello), secret: peer_secret },
         peer_events,
     );
+    let mended = mending::mend(wal, recovered, &transport, &mut peers).await?;
+    let Mended { wal, recovered, undeclared, connected } = mended;
+    let clock = Clock::start();
+    let commits = Commits::default();
+    let committer = spawn_committer(wal, &commits, metrics);
+    let log = Log { reader, committer: committer.handle(), recovery: recovered.report.clone() };
+    let now = clock.now();
+    let mut boot = boot::boot(recovered, &options);
+    boot.lost.undeclared = undeclared;
+    let replica = Replica::new(boot, now);
+    let state = AppliedState { keyspace: replica.keyspace(), sessions: replica.sessions() };
+    hello.store(replica.hello().into());
+    let first = First { view: replica.view(now), hello, state };
+    let published = Arc::new(Published::new(clock, log, first));
     let (finished, finished_work) = mpsc::channel(FINISHED_MAX);
     let (requests, calls) = mpsc::channel(handle::REQUESTS_MAX);
-    let sources = Sources::new(commits, peers, finished_work, calls, published.stop.requests());
-    let driver = Driver::new(replica, config.boot, committer, transport, Arc::clone(&published), finished, sources);
+    let mut sources = Sources::new(commits, peers, finished_work, calls, published.stop.requests());
+    sources.connected_before(connected);
+    let driver = Driver::new(replica, options, committer, transport, Arc::clone(&published), finished, sources);
     tokio::spawn(supervise(driver, Arc::clone(&published.stop)));
     Ok(Handle { requests, published })
+}
+
+fn spawn_committer(wal: Wal<FileStorage>, commits: &Commits, metrics: Arc<Metrics>) -> Committer {
+    let commits = commits.clone();
+    Committer::spawn(wal, move |event| {
+        if let CommitEvent::Persisted { took, .. } = &event {
+            metrics.observe_fsync(*took);
+        }
+        commits.push(event);
+    })
 }
 
 /// A panic is a broken rule, too: the node must not go on without its driver.

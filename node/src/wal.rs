@@ -3,7 +3,7 @@
 //! [`Committer`]; everybody else reads through a [`LogReader`].
 //!
 //! Reading order: the format below, [`storage`], [`manifest`], [`segment`], this file with `append`,
-//! `truncate` and `change` (one function for each [`Persist`]), [`recovery`], [`committer`], [`reader`].
+//! `truncate` and `change` (one function for each [`Persist`]), [`recovery`], `refill`, [`committer`], [`reader`].
 #![doc = include_str!("wal/format.md")]
 
 mod append;
@@ -20,6 +20,7 @@ pub mod memory;
 pub mod new_volume;
 pub mod reader;
 pub mod recovery;
+mod refill;
 pub mod restore;
 pub mod segment;
 pub mod snapshot;

@@ -105,9 +105,19 @@ pub struct Boot {
     pub configurations: Vec<ConfigurationAt>,
     /// The entries above the applied id, without a gap.
     pub tail: Vec<Entry>,
+    pub lost: Lost,
     /// A member named to lead at start: campaigns until it leads, hears a leader or is named behind.
     pub lead_at_start: bool,
     pub limits: Limits,
+}
+
+/// What nobody holds any more of the log of a group of one.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Lost {
+    /// Ranges of ids, rising, both ends included, that no LOST entry declares yet.
+    pub undeclared: Vec<(EntryId, EntryId)>,
+    /// The last LOST entry above the horizon; 0: none.
+    pub declared_at: EntryId,
 }
 
 /// Named bounds of a replica's queues.

@@ -102,9 +102,11 @@ pub enum Message {
         first: EntryId,
         last: EntryId,
     },
+    /// `compacted`: at or below it the sender has forgotten lines, and may know more than what it sends.
     Lines {
         first: EntryId,
         last: EntryId,
+        compacted: EntryId,
         entries: Vec<Entry>,
     },
 }

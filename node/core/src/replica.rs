@@ -48,6 +48,8 @@ pub struct Replica {
     hard: HardState,
     log: Log,
     state: StateMachine,
+    /// Ranges of ids that nobody holds and no LOST entry declares yet.
+    undeclared: Vec<(EntryId, EntryId)>,
     /// Known to be committed; may be above what is durable here.
     committed: EntryId,
     configurations: Configurations,
@@ -188,6 +190,7 @@ impl Replica {
             epoch_runs,
             configurations,
             tail,
+            lost,
             lead_at_start,
             limits,
         } = boot;
@@ -199,6 +202,7 @@ impl Replica {
             tuning,
             limits,
             log: Log::new(base.horizon, epoch_runs, applied, tail),
+            undeclared: lost.undeclared,
             committed: applied,
             saved_committed: hard.committed,
             configurations: above,
@@ -227,6 +231,7 @@ impl Replica {
             urls: Arc::default(),
             hard,
         };
+        replica.log.lost_at(lost.declared_at);
         replica.persist.start(replica.log.last().id, replica.hard.promise);
         replica.schedule_election(now);
         if replica.wants_to_lead_now() {

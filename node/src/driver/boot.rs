@@ -1,7 +1,10 @@
 //! From what recovery found to what a replica is started from; damage was judged by recovery. Draws what
 //! must be random. Used at start and after an installed snapshot.
 
-use kv_core::contract::{Boot, Limits, Tuning};
+use kv_core::contract::{Boot, Limits, Lost, Tuning};
+use kv_core::entry::{EntryId, LogPosition};
+use kv_core::group::FEATURE_LEVEL;
+use kv_core::message::Hello;
 
 use crate::wal::Recovered;
 
@@ -28,7 +31,8 @@ pub fn random_u64() -> u64 {
 }
 
 pub(crate) fn boot(recovered: Recovered, options: &BootOptions) -> Boot {
-    let Recovered { hard, base, state, epoch_runs, configurations, tail, report: _ } = recovered;
+    let Recovered { hard, base, state, epoch_runs, configurations, tail, gaps, report: _ } = recovered;
+    let declared_at = gaps.iter().filter(|gap| gap.is_declared).map(|gap| gap.known_from).max();
     Boot {
         hard,
         base,
@@ -41,7 +45,27 @@ pub(crate) fn boot(recovered: Recovered, options: &BootOptions) -> Boot {
         epoch_runs,
         configurations,
         tail,
+        lost: Lost { undeclared: Vec::new(), declared_at: declared_at.unwrap_or(EntryId::ZERO) },
         lead_at_start: options.lead_at_start,
         limits: options.limits,
+    }
+}
+
+/// What a node shows of itself before there is a replica: what that one will show.
+pub(crate) fn hello(recovered: &Recovered, options: &BootOptions) -> Hello {
+    let Recovered { hard, base, state, epoch_runs, tail, .. } = recovered;
+    let epoch = epoch_runs.last().unwrap_or(&base.horizon).epoch;
+    let durable = tail.last().map_or(state.applied(), |entry| entry.id);
+    Hello {
+        name: hard.name.clone(),
+        member_id: hard.member_id,
+        cluster_id: hard.cluster_id.clone(),
+        incarnation: hard.incarnation,
+        start_id: options.start_id,
+        promise: hard.promise,
+        durable: LogPosition { epoch, id: durable },
+        feature_level: FEATURE_LEVEL,
+        url: options.url.clone(),
+        peer_url: options.peer_url.clone(),
     }
 }

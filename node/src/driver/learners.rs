@@ -4,28 +4,25 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use kv_core::entry::Entry;
 use kv_core::group::MemberId;
 use kv_core::message::{Hello, Message};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 
-use super::gathering::Gathering;
+use super::gathering::{Gathered, Gathering};
 use crate::transport::{Transport, TransportEvent};
-use crate::wal::IdRange;
 
-/// How long a learner has for connecting: its back-off between two attempts, with room.
-const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a learner has for connecting: its back-off between two attempts is at most a second.
+pub(crate) const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
 /// How long an answer may take.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
+/// A question without an answer is repeated after this time.
+const REPEAT_AFTER: Duration = Duration::from_millis(500);
 
 /// What came of asking.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Asked {
-    /// Rising by id.
-    pub(crate) found: Vec<Entry>,
-    /// What nobody holds.
-    pub(crate) lost: Vec<IdRange>,
+    pub(crate) gathered: Gathered,
     /// Who is connected, for the replica to come.
     pub(crate) connected: Vec<Hello>,
 }
@@ -38,15 +35,24 @@ pub(crate) async fn ask(
 ) -> Asked {
     let mut connected = BTreeMap::new();
     let mut give_up_at = Instant::now() + CONNECT_PATIENCE;
-    while !gathering.is_complete() {
-        let Ok(Some(event)) = timeout_at(give_up_at, events.recv()).await else { break };
-        if let Some((learner, question)) = answer(&mut gathering, &mut connected, event) {
-            give_up_at = give_up_at.max(Instant::now() + ANSWER_PATIENCE);
-            transport.send(learner, question);
+    let mut repeat_at = Instant::now() + REPEAT_AFTER;
+    while !gathering.is_complete() && Instant::now() < give_up_at {
+        match timeout_at(give_up_at.min(repeat_at), events.recv()).await {
+            Ok(Some(event)) => {
+                if let Some((learner, question)) = answer(&mut gathering, &mut connected, event) {
+                    give_up_at = give_up_at.max(Instant::now() + ANSWER_PATIENCE);
+                    repeat_at = Instant::now() + REPEAT_AFTER;
+                    transport.send(learner, question);
+                }
+            }
+            Ok(None) => break,
+            Err(_elapsed) => {
+                repeat_at = Instant::now() + REPEAT_AFTER;
+                gathering.unanswered().into_iter().for_each(|(learner, question)| transport.send(learner, question));
+            }
         }
     }
-    let (found, lost) = gathering.finish();
-    Asked { found, lost, connected: connected.into_values().collect() }
+    Asked { gathered: gathering.finish(), connected: connected.into_values().collect() }
 }
 
 fn answer(
@@ -66,8 +72,8 @@ fn answer(
             gathering.disconnected(peer);
             None
         }
-        TransportEvent::Received { from, message: Message::Lines { first: _, last, entries } } => {
-            gathering.lines(from, last, entries).map(|question| (from, question))
+        TransportEvent::Received { from, message: Message::Lines { first: _, last, compacted, entries } } => {
+            gathering.lines(from, last, compacted, entries).map(|question| (from, question))
         }
         // The replica to come asks again for all that matters.
         TransportEvent::Received { .. }

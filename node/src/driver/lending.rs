@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use kv_core::entry::{Entry, EntryId};
+use kv_core::entry::EntryId;
 use kv_core::group::MemberId;
 use kv_core::message::Message;
 use tokio::sync::Semaphore;
@@ -29,11 +29,14 @@ impl Driver {
         let (reader, transport) = (self.published.reader.clone(), self.transport.clone());
         tokio::task::spawn_blocking(move || {
             let _turn = turn;
-            let read = reader.read_from(first, ANSWER_BYTES_MAX).inspect_err(|error| {
-                tracing::warn!(%error, %first, "cannot read lines that a damaged node asks for");
-            });
-            let entries: Vec<Entry> = read.unwrap_or_default().into_iter().filter(|e| e.id <= last).collect();
-            transport.send(to, Message::Lines { first, last, entries });
+            match reader.read_held(first, last, ANSWER_BYTES_MAX) {
+                Ok(entries) => {
+                    let compacted = reader.horizon();
+                    transport.send(to, Message::Lines { first, last, compacted, entries });
+                }
+                // No answer: an empty one would say that nothing is held.
+                Err(error) => tracing::warn!(%error, %first, "cannot read lines that a damaged node asks for"),
+            }
         });
     }
 }

@@ -51,7 +51,8 @@ pub(crate) struct Log {
 /// What is published before the first round.
 pub(crate) struct First {
     pub(crate) view: View,
-    pub(crate) hello: Hello,
+    /// Shown to peers already.
+    pub(crate) hello: Arc<ArcSwap<Hello>>,
     pub(crate) state: AppliedState,
 }
 
@@ -83,7 +84,7 @@ impl Published {
             clock,
             reader,
             committer,
-            hello: Arc::new(ArcSwap::from_pointee(hello)),
+            hello,
             applied_waiters: AppliedWaiters::default(),
             stop: Arc::default(),
             epoch: watch::Sender::new(view.epoch),

@@ -8,6 +8,7 @@ use kv_core::Replica;
 use kv_core::contract::{Input, Now, Refusal, Reply};
 use kv_core::entry::EntryId;
 use kv_core::group::MemberId;
+use kv_core::message::Hello;
 use tokio::sync::{mpsc, watch};
 
 use super::boot::BootOptions;
@@ -87,6 +88,11 @@ impl Sources {
         stop: watch::Receiver<bool>,
     ) -> Self {
         Self { commits, peers, finished, requests, stop, taken: Taken::default() }
+    }
+
+    /// Peers whose connections are older than the replica.
+    pub(crate) fn connected_before(&mut self, peers: Vec<Hello>) {
+        self.taken.peers.extend(peers.into_iter().map(|hello| TransportEvent::Connected { hello }));
     }
 }
 

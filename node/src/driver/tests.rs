@@ -13,6 +13,8 @@ use kv_core::status::Role;
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 
+mod mending;
+
 use super::*;
 use crate::wal::{NewVolume, Options, open};
 
@@ -24,12 +26,16 @@ fn soon() -> Instant {
 }
 
 async fn start_node(dir: &Path, name: &str) -> Handle {
+    start_node_at(dir, name, "127.0.0.1:0").await
+}
+
+async fn start_node_at(dir: &Path, name: &str, peer_address: &str) -> Handle {
     let storage = Arc::new(FileStorage::open(dir).expect("a directory of our own"));
     let member_id = MemberId(random_u64());
     let volume = NewVolume { name: NodeName::new(name).expect("a name"), member_id, settings: Settings::default() };
     let opened =
         open(storage, &Options { segment_bytes_max: 2_000, ..Options::default() }, &volume).expect("a good log");
-    let peer_listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let peer_listener = TcpListener::bind(peer_address).await.expect("a free port");
     let peer_url = peer_listener.local_addr().expect("bound").to_string();
     let boot = BootOptions {
         url: format!("http://{name}"),

@@ -117,11 +117,17 @@ struct RefillAnswerHeader {
     until: EntryId,
 }
 
-/// Of a request for lines and of its answer.
 #[derive(Serialize, Deserialize)]
 struct RangeHeader {
     first: EntryId,
     last: EntryId,
+}
+
+#[derive(Serialize, Deserialize)]
+struct LinesHeader {
+    first: EntryId,
+    last: EntryId,
+    compacted: EntryId,
 }
 
 /// Appends to `out` the frames of a message, lengths included, and returns how many: entries that do
@@ -145,7 +151,9 @@ pub(crate) fn encode(message: &Message, out: &mut BytesMut) -> Result<u64, Frame
         &Message::RefillRequest { epoch } => put(out, kind::REFILL_REQUEST, &EpochHeader { epoch }),
         &Message::RefillAnswer { epoch, until } => put(out, kind::REFILL_ANSWER, &RefillAnswerHeader { epoch, until }),
         &Message::LinesRequest { first, last } => put(out, kind::LINES_REQUEST, &RangeHeader { first, last }),
-        Message::Lines { first, last, entries } => put_lines(out, *first, *last, entries),
+        Message::Lines { first, last, compacted, entries } => {
+            put_lines(out, LinesHeader { first: *first, last: *last, compacted: *compacted }, entries)
+        }
     }
 }
 
@@ -168,12 +176,13 @@ fn put_append(out: &mut BytesMut, append: &Append) -> Result<u64, FrameError> {
 }
 
 /// Frames that share a range of ids divide it without a gap: an id without a line is one not held.
-fn put_lines(out: &mut BytesMut, mut first: EntryId, last: EntryId, entries: &[Entry]) -> Result<u64, FrameError> {
+fn put_lines(out: &mut BytesMut, header: LinesHeader, entries: &[Entry]) -> Result<u64, FrameError> {
+    let LinesHeader { mut first, last, compacted } = header;
     let mut frames = Frames::new(out, entries);
     loop {
         let (now, later) = frames.next_lines();
         let last_here = later.first().map_or(last, |next| next.id.prev());
-        frames.put(kind::LINES, &RangeHeader { first, last: last_here }, now)?;
+        frames.put(kind::LINES, &LinesHeader { first, last: last_here, compacted }, now)?;
         match later.first() {
             Some(next) => first = next.id,
             None => return Ok(frames.count),
@@ -337,8 +346,8 @@ impl Frame {
     }
 
     fn lines(&self) -> Result<Message, FrameError> {
-        let RangeHeader { first, last } = self.header()?;
-        Ok(Message::Lines { first, last, entries: self.entries()? })
+        let LinesHeader { first, last, compacted } = self.header()?;
+        Ok(Message::Lines { first, last, compacted, entries: self.entries()? })
     }
 
     fn entries(&self) -> Result<Vec<Entry>, FrameError> {

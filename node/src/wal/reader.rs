@@ -68,6 +68,32 @@ impl<S: Storage> LogReader<S> {
         Ok(entries)
     }
 
+    /// The entries from `first` to `last` as far as they are held, in the log or the base, ids rising: at most
+    /// `bytes_max` of lines but at least one. Whatever is left out for its size is above the last one given.
+    pub fn read_held(&self, first: EntryId, last: EntryId, bytes_max: usize) -> Result<Vec<Entry>, ReadError> {
+        let table = self.table();
+        let mut held: Vec<Entry> = Vec::new();
+        let base = table.base.iter().filter(|file| matches!(file.kind, FileKind::Live | FileKind::History));
+        for file in base {
+            held.extend(read_range(file, first, last, bytes_max)?);
+        }
+        // Each file was cut off where it alone was too long: sorted, no cut-off can leave a hole below the bound.
+        held.sort_by_key(|entry| entry.id);
+        for file in &table.log {
+            let bytes: usize = held.iter().map(|entry| entry.line.len() + 1).sum();
+            if bytes > bytes_max {
+                break;
+            }
+            held.extend(read_range(file, first, last, bytes_max)?);
+        }
+        Ok(up_to_bytes(held, bytes_max))
+    }
+
+    /// The horizon: lines at or below it are held only as far as the state needs them.
+    pub fn horizon(&self) -> EntryId {
+        self.table().horizon().id
+    }
+
     /// The entry, wherever it is: in the log, or among the live and superseded lines of the base.
     pub fn read_entry(&self, id: EntryId) -> Result<Option<Entry>, ReadError> {
         let table = self.table();
@@ -147,6 +173,43 @@ impl<S: Storage> LogReader<S> {
 
 /// Bytes read at once for one entry: a little more than the index leaves open.
 const LOOKUP_BYTES: usize = 8 << 10;
+
+/// Reads until the lines are more than `bytes_max` together, or the range ends.
+fn read_range<F: StorageFile>(
+    file: &Arc<LogFile<F>>,
+    first: EntryId,
+    last: EntryId,
+    bytes_max: usize,
+) -> Result<Vec<Entry>, ReadError> {
+    let (mut entries, mut bytes) = (Vec::new(), 0);
+    if file.last() < first || file.first > last {
+        return Ok(entries);
+    }
+    let start = file.extent().index.start_of(first);
+    for line in file.lines(start) {
+        let entry = decode(file, line)?;
+        if entry.id > last || bytes > bytes_max {
+            break;
+        }
+        if entry.id >= first {
+            bytes += entry.line.len() + 1;
+            entries.push(entry);
+        }
+    }
+    Ok(entries)
+}
+
+/// The first ones, at least one.
+fn up_to_bytes(mut entries: Vec<Entry>, bytes_max: usize) -> Vec<Entry> {
+    let mut bytes = 0;
+    let fits = |entry: &&Entry| {
+        bytes += entry.line.len() + 1;
+        bytes <= bytes_max
+    };
+    let count = entries.iter().take_while(fits).count().max(1);
+    entries.truncate(count);
+    entries
+}
 
 fn find<F: StorageFile>(file: &Arc<LogFile<F>>, id: EntryId) -> Result<Option<Entry>, ReadError> {
     let start = file.extent().index.start_of(id);

@@ -12,13 +12,13 @@ use std::io;
 use std::sync::Arc;
 
 use kv_core::contract::{Base, HardState};
-use kv_core::entry::{Entry, EntryId, LogPosition};
+use kv_core::entry::{Entry, EntryId, Epoch, LogPosition};
 use kv_core::group::{ConfigurationAt, MemberId, NodeName, Settings};
 use kv_core::message::Promise;
 use kv_core::state_machine::StateMachine;
 
 use super::hint::Hint;
-use super::manifest::{FileKind, Manifest};
+use super::manifest::{FileKind, Gap, Manifest};
 use super::reader::LogReader;
 use super::segment::LogFile;
 use super::storage::{Storage, StorageFile, sync_dir};
@@ -60,6 +60,8 @@ pub struct Recovered {
     pub configurations: Vec<ConfigurationAt>,
     /// Entries above the applied id.
     pub tail: Vec<Entry>,
+    /// Ids that the log lacks, rising, declared by a LOST entry or not.
+    pub gaps: Vec<Gap>,
     pub report: RecoveryReport,
 }
 
@@ -118,6 +120,39 @@ pub struct RecoveryReport {
     pub torn_tail: Option<TornTail>,
     /// Files that the manifest did not list, and where they are now.
     pub orphans: Vec<String>,
+}
+
+impl Recovered {
+    /// Lines that a group of one lacks above its horizon, so that a learner may give them back.
+    pub fn undeclared(&self) -> Vec<IdRange> {
+        let horizon = self.base.horizon.id;
+        let open = self.gaps.iter().filter(|gap| !gap.is_declared && gap.first > horizon);
+        open.map(|gap| IdRange { first: gap.first, last: gap.last }).collect()
+    }
+
+    /// Whether lines of the base are missing; learners hold the state they made, but cannot give it back as lines.
+    pub fn lacks_of_base(&self) -> bool {
+        let horizon = self.base.horizon.id;
+        self.gaps.iter().any(|gap| !gap.is_declared && gap.first <= horizon)
+    }
+
+    /// Whether this member is the only voter.
+    pub fn is_alone(&self) -> bool {
+        let newest = self.configurations.last().unwrap_or(&self.base.configuration);
+        let voters = &newest.configuration.voters;
+        voters.len() == 1 && voters[0].member_id == self.hard.member_id
+    }
+
+    /// Of the next line above `id` that the log holds; None: `id` is at its end.
+    pub fn epoch_above(&self, id: EntryId) -> Option<Epoch> {
+        let mut next = id.next();
+        while let Some(gap) = self.gaps.iter().find(|gap| gap.first <= next && next <= gap.last) {
+            next = gap.last.next();
+        }
+        let last = self.tail.last().map_or(self.state.applied(), |entry| entry.id);
+        let run = self.epoch_runs.iter().rev().find(|run| run.id <= next)?;
+        (next <= last).then_some(run.epoch)
+    }
 }
 
 impl RecoveryReport {
@@ -311,6 +346,7 @@ fn ready<S: Storage>(
         epoch_runs: found.epoch_runs,
         configurations: found.configurations,
         tail: found.tail,
+        gaps: wal.manifest.gaps.clone(),
         report,
     };
     Ok((wal, recovered))

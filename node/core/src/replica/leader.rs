@@ -71,6 +71,7 @@ impl Replica {
         if inherited > EntryId::ZERO {
             let leader = self.me();
             self.append_control(now, Control::Epoch { leader });
+            self.declare_lost(now);
         }
         self.note(Note::BecameLeader { epoch: self.epoch() });
         let config_id = self.config_id();
@@ -79,6 +80,22 @@ impl Replica {
         }
         self.heartbeat_at_ms = now.mono_ms + self.tuning.heartbeat_interval_ms;
         self.send_heartbeats(now);
+    }
+
+    /// What a group of one lacks, nobody has: from here on its log says so, and no write is decided before.
+    /// Members of a larger group are refilled instead.
+    fn declare_lost(&mut self, now: Now) {
+        if !self.is_only_voter() {
+            return;
+        }
+        for (first, last) in std::mem::take(&mut self.undeclared) {
+            let id = self.append_control(now, Control::Lost { first, last });
+            self.log.lost_at(id);
+            if let Role::Leader(leader) = &mut self.role {
+                leader.inherited = id;
+            }
+            self.catch_up_to = Some(id);
+        }
     }
 
     /// Orders a control entry; its id.
@@ -165,11 +182,11 @@ impl Replica {
     }
 
     pub(super) fn start_snapshot(&mut self, peer: MemberId) {
-        let (floor, epoch) = (self.applied(), self.epoch());
+        let (floor, epoch, lines_after) = (self.applied(), self.epoch(), self.log.snapshot_up_to());
         let Role::Leader(leader) = &mut self.role else { return };
         let Some(progress) = leader.progress.get_mut(&peer) else { return };
-        if matches!(progress.pace, Pace::Snapshot | Pace::Waiting { .. }) {
-            return;
+        if matches!(progress.pace, Pace::Snapshot | Pace::Waiting { .. }) || floor < lines_after {
+            return; // a snapshot from before a LOST entry would be followed by another one
         }
         progress.snapshot_started(floor);
         self.effects.push(Effect::SendSnapshot { peer, epoch });
@@ -194,7 +211,7 @@ impl Replica {
         if progress.next != from {
             return;
         }
-        if entries.is_empty() || from <= self.log.horizon().id {
+        if entries.is_empty() || from <= self.log.snapshot_up_to() {
             return self.start_snapshot(peer);
         }
         // Only what this log still holds as read: the cut of a tail may have come in between.
@@ -221,14 +238,14 @@ impl Replica {
 
     /// One append, fetch or snapshot to one peer. True: there may be more to send.
     fn replicate_to(&mut self, now: Now, peer: MemberId) -> bool {
-        let (last, horizon) = (self.log.last().id, self.log.horizon().id);
+        let (last, lines_after) = (self.log.last().id, self.log.snapshot_up_to());
         let Role::Leader(leader) = &mut self.role else { return false };
         let Some(progress) = leader.progress.get_mut(&peer) else { return false };
         let Some((entries_max, bytes_max)) = progress.room(&self.limits).filter(|_| !progress.fetching) else {
             return false;
         };
         let from = progress.next;
-        if from <= horizon {
+        if from <= lines_after {
             self.start_snapshot(peer);
             return false;
         }

@@ -12,6 +12,8 @@ pub(crate) struct Log {
     /// The first position of each run of one epoch above the horizon, rising.
     runs: Vec<LogPosition>,
     last: LogPosition,
+    /// The last LOST entry. Logs cannot be compared across what it declares.
+    lost_at: EntryId,
     /// The newest entries, without a gap, up to `last`: all that are not applied, and some more.
     cache: VecDeque<Entry>,
     cache_bytes: usize,
@@ -21,7 +23,15 @@ pub(crate) struct Log {
 
 impl Log {
     pub(crate) fn new(horizon: LogPosition, runs: Vec<LogPosition>, applied: EntryId, tail: Vec<Entry>) -> Self {
-        let mut log = Self { horizon, runs, last: horizon, cache: VecDeque::new(), cache_bytes: 0, unsubmitted: 0 };
+        let mut log = Self {
+            horizon,
+            runs,
+            last: horizon,
+            lost_at: EntryId::ZERO,
+            cache: VecDeque::new(),
+            cache_bytes: 0,
+            unsubmitted: 0,
+        };
         if let Some(epoch) = log.run_of(applied) {
             log.last = LogPosition { epoch, id: applied };
         }
@@ -38,6 +48,17 @@ impl Log {
 
     pub(crate) fn last(&self) -> LogPosition {
         self.last
+    }
+
+    /// A LOST entry that recovery has found, or that a leader has ordered.
+    pub(crate) fn lost_at(&mut self, id: EntryId) {
+        self.lost_at = self.lost_at.max(id);
+    }
+
+    /// Whoever lacks anything up to here is given a snapshot: these entries are compacted, or it may hold
+    /// entries among them that are lost here, and would match all the same.
+    pub(crate) fn snapshot_up_to(&self) -> EntryId {
+        self.horizon.id.max(self.lost_at)
     }
 
     fn run_of(&self, id: EntryId) -> Option<Epoch> {
@@ -107,6 +128,7 @@ impl Log {
             self.runs.pop();
         }
         self.last = LogPosition { epoch, id: keep };
+        self.lost_at = self.lost_at.min(keep);
     }
 
     /// The entry at `id`, if it is in memory.
@@ -208,6 +230,16 @@ mod tests {
         let epochs: Vec<_> = (1..=4).map(|id| log.epoch_at(EntryId(id)).map(|e| e.0)).collect();
         assert_eq!(epochs, [None, Some(1), Some(3), Some(5)]);
         assert_eq!(log.take_unsubmitted().len(), 1);
+    }
+
+    #[test]
+    fn lines_begin_above_the_horizon_and_above_what_declares_a_loss() {
+        let mut log = log(&[1, 1, 3, 3, 4]);
+        assert_eq!(log.snapshot_up_to(), EntryId(0));
+        log.lost_at(EntryId(3));
+        assert_eq!(log.snapshot_up_to(), EntryId(3));
+        log.compacted(at(3, 4));
+        assert_eq!(log.snapshot_up_to(), EntryId(4));
     }
 
     #[test]

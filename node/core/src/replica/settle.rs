@@ -104,6 +104,8 @@ impl Replica {
         self.installing = false;
         self.state = boot.state;
         self.log = super::log::Log::new(boot.base.horizon, boot.epoch_runs, applied, boot.tail);
+        self.log.lost_at(boot.lost.declared_at);
+        self.undeclared = boot.lost.undeclared;
         self.configurations = super::Configurations { base: boot.base.configuration, above: Vec::new() };
         boot.configurations.into_iter().for_each(|at| self.configurations.push(at));
         self.committed = applied;

@@ -8,8 +8,8 @@ use std::fmt::Write as _;
 use kv_core::Replica;
 use kv_core::command::{Change, Command, Entity, Key, OperationKind, Precondition, RequestId, Value};
 use kv_core::contract::{
-    Base, Boot, Effect, Failover, HardState, Input, Limits, Now, Persist, Quarantine, Reply, Request, SettingsChange,
-    Token, Tuning, Written,
+    Base, Boot, Effect, Failover, HardState, Input, Limits, Lost, Now, Persist, Quarantine, Reply, Request,
+    SettingsChange, Token, Tuning, Written,
 };
 use kv_core::entry::{Body, Control, Entry, EntryId, Epoch, LogPosition};
 use kv_core::group::{ClusterId, ConfigurationAt, MemberId, MemberInfo, NodeName, Settings};
@@ -495,6 +495,7 @@ fn boot(name: &str, disk: &Disk, failover: Failover, start_id: u64, lead_at_star
         epoch_runs,
         configurations: above.filter_map(config).collect::<Vec<_>>(),
         tail,
+        lost: Lost::default(),
         lead_at_start,
         limits: Limits::default(),
     }

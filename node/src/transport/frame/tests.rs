@@ -72,7 +72,12 @@ pub(crate) fn all_messages() -> Vec<Message> {
         Message::RefillRequest { epoch },
         Message::RefillAnswer { epoch, until: EntryId(9) },
         Message::LinesRequest { first: EntryId(2), last: EntryId(4) },
-        Message::Lines { first: EntryId(2), last: EntryId(4), entries: vec![entry(3, "[1,{}]")] },
+        Message::Lines {
+            first: EntryId(2),
+            last: EntryId(4),
+            compacted: EntryId(1),
+            entries: vec![entry(3, "[1,{}]")],
+        },
     ]
 }
 
@@ -136,8 +141,13 @@ fn lines_over_the_frame_size_divide_their_range_without_a_gap() {
     let value = format!("\"{}\"", "v".repeat(FRAME_LINES_BYTES / 2));
     let entries: Vec<_> = [3, 5, 9].map(|id| entry(id, &value)).into();
     let (mut expected_first, mut seen) = (EntryId(2), Vec::new());
-    for frame in encoded(&Message::Lines { first: EntryId(2), last: EntryId(12), entries: entries.clone() }) {
-        let Ok(Message::Lines { first, last, entries }) = decode(frame) else { panic!("not lines") };
+    for frame in encoded(&Message::Lines {
+        first: EntryId(2),
+        last: EntryId(12),
+        compacted: EntryId(0),
+        entries: entries.clone(),
+    }) {
+        let Ok(Message::Lines { first, last, compacted: _, entries }) = decode(frame) else { panic!("not lines") };
         assert_eq!(first, expected_first);
         expected_first = last.next();
         seen.extend(entries);

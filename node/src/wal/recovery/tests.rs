@@ -72,7 +72,7 @@ fn what_was_appended_is_there_again() {
 }
 
 /// A group with these voters and `last` entries, of which `committed` are.
-fn volume(voters: &[u64], last: u64, committed: u64) -> MemoryStorage {
+pub(crate) fn volume(voters: &[u64], last: u64, committed: u64) -> MemoryStorage {
     let storage = MemoryStorage::default();
     let mut opened = reopen(&storage).expect("new volume");
     found(&mut opened.wal, &opened.recovered.hard, voters).expect("found");
@@ -309,7 +309,7 @@ fn many_threads_recover_what_one_does() {
 }
 
 /// Nine entries, of which those of the first segments are compacted.
-fn compacted(voters: &[u64]) -> MemoryStorage {
+pub(crate) fn compacted(voters: &[u64]) -> MemoryStorage {
     let storage = volume(voters, 9, 9);
     let mut wal = reopen(&storage).expect("reopen").wal;
     let base = crate::wal::crash_tests::compact(&wal, 6).expect("compacted");

@@ -189,8 +189,12 @@ impl Checker {
 
     /// Ids may be missing only where the log that the snapshot was made from lacks them, too.
     fn known_gap(&self, first: EntryId, last: EntryId) -> Result<(), SnapshotError> {
-        let known = self.header().gaps.iter().any(|gap| gap.first <= first && last <= gap.last);
-        if known { Ok(()) } else { Err(self.rule(GAP)) }
+        let gaps = &self.header().gaps;
+        let mut next = first;
+        while let Some(gap) = gaps.iter().find(|gap| gap.first <= next && next <= gap.last) {
+            next = gap.last.next();
+        }
+        if next > last { Ok(()) } else { Err(self.rule(GAP)) }
     }
 
     fn end(&mut self, trailer: &Trailer) -> Result<Item, SnapshotError> {

@@ -1,0 +1,129 @@
+//! A group of one whose log was damaged while it was stopped.
+
+use kv_core::entry::{Body, Control, Entry};
+
+use super::*;
+
+const WRITES: u64 = 60;
+
+async fn founded_at(dir: &Path) -> (Handle, String) {
+    let node = start_node(dir, "a").await;
+    found(&[&node]).await;
+    let address = info(&node).await.peer_url;
+    (node, address)
+}
+
+async fn write_all(node: &Handle) {
+    for i in 1..=WRITES {
+        assert_eq!(write(node, &format!("k{i}"), &i.to_string()).await, EntryId(i));
+    }
+}
+
+async fn follow(leader: &Handle, learner: &Handle) {
+    leader.wait_view(soon(), |view| view.role == Role::Leader && view.caught_up).await.expect("leads");
+    let member = info(learner).await;
+    let reply = ask(leader, Request::AddMember { target: None, member, voter: false }).await;
+    assert!(matches!(reply, Reply::Done { .. }), "{reply:?}");
+    assert!(learner.wait_applied(leader.applied(), soon()).await, "follows");
+}
+
+/// The id of the line that is damaged.
+fn flip_a_byte(dir: &Path) -> EntryId {
+    let segment = dir.join("wal.log.segment.2");
+    let mut contents = std::fs::read(&segment).expect("a sealed segment");
+    let second = contents.iter().position(|byte| *byte == b'\n').expect("lines") + 1;
+    let len = contents[second..].iter().position(|byte| *byte == b'\n').expect("two lines");
+    let line = bytes::Bytes::copy_from_slice(&contents[second..second + len]);
+    contents[second + 20] ^= 1;
+    std::fs::write(&segment, contents).expect("writable");
+    Entry::decode(line).expect("it was good").id
+}
+
+fn entries(node: &Handle) -> Vec<Entry> {
+    node.reader().read_held(EntryId(1), EntryId(u64::MAX), usize::MAX).expect("a good log")
+}
+
+fn lost(node: &Handle) -> Vec<(EntryId, EntryId)> {
+    let lost = |entry: &Entry| match entry.body {
+        Body::Control(Control::Lost { first, last }) => Some((first, last)),
+        _ => None,
+    };
+    entries(node).iter().filter_map(lost).collect()
+}
+
+fn shown(node: &Handle) -> Vec<Option<String>> {
+    (1..=WRITES).map(|i| value(node, &format!("k{i}"))).collect()
+}
+
+#[tokio::test]
+async fn what_a_learner_holds_comes_back() {
+    let dirs = [tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory")];
+    let (leader, address) = founded_at(dirs[0].path()).await;
+    let learner = start_node(dirs[1].path(), "b").await;
+    follow(&leader, &learner).await;
+    write_all(&leader).await;
+    assert!(learner.wait_applied(EntryId(WRITES), soon()).await);
+    let before = entries(&leader);
+    stop(leader).await;
+    flip_a_byte(dirs[0].path());
+
+    let leader = start_node_at(dirs[0].path(), "a", &address).await;
+    let recovery = leader.status_extra().recovery;
+    assert_eq!((recovery.damage_total, recovery.missing.len()), (1, 0), "{recovery:?}");
+    follow(&leader, &learner).await;
+    assert_eq!(entries(&leader)[..before.len()], before);
+    assert_eq!(lost(&leader), []);
+    let all: Vec<_> = (1..=WRITES).map(|i| Some(i.to_string())).collect();
+    assert_eq!((shown(&leader), shown(&learner)), (all.clone(), all));
+    let id = write(&leader, "k", "1").await;
+    assert!(learner.wait_applied(id, soon()).await);
+    stop(leader).await;
+    stop(learner).await;
+}
+
+#[tokio::test]
+async fn what_nobody_holds_is_declared_and_learners_are_made_equal() {
+    let dirs: Vec<_> = (0..3).map(|_| tempfile::tempdir().expect("a directory")).collect();
+    let (leader, address) = founded_at(dirs[0].path()).await;
+    let old = start_node(dirs[1].path(), "b").await;
+    follow(&leader, &old).await;
+    write_all(&leader).await;
+    assert!(old.wait_applied(EntryId(WRITES), soon()).await);
+    stop(old).await;
+    stop(leader).await;
+    let damaged = flip_a_byte(dirs[0].path());
+
+    let leader = start_node_at(dirs[0].path(), "a", &address).await;
+    let missing: Vec<_> = leader.status_extra().recovery.missing.iter().map(|ids| (ids.first, ids.last)).collect();
+    assert_eq!(missing, [(damaged, damaged)]);
+    leader.wait_view(soon(), |view| view.role == Role::Leader && view.caught_up).await.expect("leads");
+    assert_eq!(lost(&leader), missing);
+    let all = (1..=WRITES).map(|i| Some(i.to_string()).filter(|_| EntryId(i) != damaged));
+    assert_eq!(shown(&leader), all.collect::<Vec<_>>());
+
+    // One that has what is lost, and a fresh one.
+    let old = start_node(dirs[1].path(), "b").await;
+    let fresh = start_node(dirs[2].path(), "c").await;
+    for learner in [&old, &fresh] {
+        follow(&leader, learner).await;
+        assert_eq!(shown(learner), shown(&leader));
+    }
+    let id = write(&leader, "k", "1").await;
+    assert!(old.wait_applied(id, soon()).await && fresh.wait_applied(id, soon()).await);
+    stop(leader).await;
+    stop(fresh).await;
+
+    let leader = start_node_at(dirs[0].path(), "a", &address).await;
+    let recovery = leader.status_extra().recovery;
+    assert_eq!((recovery.damage_total, recovery.missing.len()), (0, 0), "declared");
+    let fresh = start_node(dirs[2].path(), "c").await;
+    for learner in [&old, &fresh] {
+        follow(&leader, learner).await;
+        assert_eq!(shown(learner), shown(&leader));
+        assert_eq!(lost(learner), missing);
+    }
+    assert_eq!(lost(&leader).len(), 1);
+    for node in [leader, old, fresh] {
+        stop(node).await;
+    }
+}
