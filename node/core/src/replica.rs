@@ -327,6 +327,9 @@ impl Replica {
         if self.hard.cluster_id.is_none() && !matches!(message, Message::Heartbeat(_) | Message::Append(_)) {
             return; // an empty volume neither votes nor answers for a group
         }
+        if self.is_of_another_group(from) && !matches!(message, Message::Show { .. }) {
+            return;
+        }
         self.peer(from).heard.mark(now.mono_ms);
         match message {
             Message::Heartbeat(heartbeat) => self.on_heartbeat(now, from, heartbeat),
@@ -359,6 +362,7 @@ impl Replica {
             self.note_health(now);
             self.ask_for_refill();
             self.pursue_lead_directives(now);
+            self.show_again();
         }
         match &self.role {
             Role::Leader(_) => self.tick_leader(now),
@@ -375,6 +379,12 @@ impl Replica {
             }
         }
         self.peers.entry(id).or_default()
+    }
+
+    /// A recovery by hand changes the group behind connections that stay open.
+    fn is_of_another_group(&self, peer: MemberId) -> bool {
+        let theirs = self.peers.get(&peer).and_then(|peer| peer.hello.as_ref()?.cluster_id.as_ref());
+        theirs.is_some() && self.hard.cluster_id.is_some() && theirs != self.hard.cluster_id.as_ref()
     }
 
     fn me(&self) -> MemberId {

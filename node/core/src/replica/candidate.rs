@@ -19,6 +19,8 @@ const SOON_MS: u64 = 20;
 /// A campaign without an outcome is tried again after a random part of the time-out between these
 /// fractions, in percent; shorter than the time-out, since silence was established already.
 const RETRY_PERCENT: (u64, u64) = (15, 40);
+/// Directives to lead that wait at once.
+const LEAD_WAITING_MAX: usize = 64;
 /// The longest wait of a member that was told to lead between two tries.
 const WANTED_RETRY_MS_MAX: u64 = 500;
 
@@ -37,7 +39,8 @@ impl Replica {
     /// Whether the clock may start a campaign here.
     pub(super) fn may_campaign(&self) -> bool {
         // The only voter has nobody to wait for or to be told by.
-        let willing = self.tuning.failover == Failover::Automatic || self.lead_wanted || self.is_only_voter();
+        let told = self.lead_wanted || !self.lead_waiting.is_empty();
+        let willing = self.tuning.failover == Failover::Automatic || told || self.is_only_voter();
         willing && self.is_electable() && !matches!(self.role, Role::Leader(_))
     }
 
@@ -46,6 +49,7 @@ impl Replica {
             && self.is_voter()
             && self.hard.quarantine.is_none()
             && !self.removed
+            && !self.installing // the log that would be stood with is about to be replaced
             && self.is_shown()
     }
 
@@ -119,7 +123,8 @@ impl Replica {
 
     /// The own promise is durable (or, for PreVote, needs not be).
     pub(super) fn on_own_vote(&mut self, now: Now) {
-        let promised = self.hard.promise;
+        // Not the present promise: this may be the fsync of an earlier campaign.
+        let promised = self.persist.promised();
         let me = self.me();
         let Role::Candidate(candidate) = &mut self.role else { return };
         let current =
@@ -171,6 +176,9 @@ impl Replica {
     }
 
     pub(super) fn on_vote_reply(&mut self, now: Now, from: MemberId, reply: VoteReply) {
+        if !reply.granted || reply.kind != VoteKind::Pre {
+            self.saw(from, reply.epoch, EntryId::ZERO);
+        }
         if !reply.granted && reply.epoch > self.epoch() {
             return self.on_refused_by_later_epoch(now, from, &reply);
         }
@@ -179,7 +187,8 @@ impl Replica {
         if reply.kind != candidate.kind || (reply.granted && reply.epoch != candidate.epoch) {
             return;
         }
-        candidate.votes.insert(from, reply.granted);
+        // A refusal may be a late one, of an earlier campaign: it takes no vote back.
+        *candidate.votes.entry(from).or_insert(false) |= reply.granted;
         if !reply.granted && reply.last > last.max(candidate.ahead.unwrap_or_default()) {
             candidate.ahead = Some(reply.last);
             candidate.ahead_member = Some(from);
@@ -255,6 +264,9 @@ impl Replica {
         if !self.is_electable() {
             return self.refuse(token, self.why_not_electable());
         }
+        if self.lead_waiting.len() >= LEAD_WAITING_MAX {
+            return self.refuse(token, Refusal::Overloaded);
+        }
         self.lead_waiting.push((token, now.mono_ms + LEAD_WAIT_MS));
         match self.leader {
             Some(leader) if self.leader_is_alive(now) => {
@@ -271,6 +283,7 @@ impl Replica {
             Some(quarantine) => format!("the node is quarantined: {}", quarantine.reason),
             None if !self.is_voter() => "the node is not a voter".to_owned(),
             None if self.removed => "the node was removed from the group".to_owned(),
+            None if self.installing => "the node installs a snapshot".to_owned(),
             None => "the node has not shown itself to a majority of the voters yet".to_owned(),
         };
         Refusal::NotReady(why)

@@ -3,7 +3,7 @@
 
 use super::persist::Then;
 use super::{Replica, Role};
-use crate::contract::{Note, Now};
+use crate::contract::{Note, Now, Quarantine};
 use crate::entry::{Body, Control, Entry, EntryId, Epoch};
 use crate::group::{ConfigurationAt, MemberId};
 use crate::message::{Append, AppendAck, AppendResult, Heartbeat, Message, Round};
@@ -21,16 +21,21 @@ pub(super) struct Follower {
 
 impl Replica {
     pub(super) fn on_heartbeat(&mut self, now: Now, from: MemberId, heartbeat: Heartbeat) {
-        let epoch = heartbeat.epoch;
+        let (epoch, applied) = (heartbeat.epoch, heartbeat.applied);
         let lead = heartbeat.lead.clone();
         if let Role::Leader(leader) = &mut self.role
             && let Some(progress) = leader.progress.get_mut(&from)
         {
             progress.storage_full = heartbeat.storage_full;
+            // That it counts again is told by an acknowledgement alone.
+            progress.unfit |= heartbeat.unfit;
         }
         self.peer(from).report = Some(heartbeat);
         if self.hard.cluster_id.is_none() {
             return;
+        }
+        if applied <= self.committed {
+            self.saw(from, epoch, applied); // what both hold as committed is one and the same
         }
         self.turn_away(from);
         let Some(lead) = lead else { return self.on_epoch_rumour(now, from, epoch) };
@@ -38,8 +43,9 @@ impl Replica {
             return self.send_epoch_hint(from);
         }
         self.learn_committed(lead.committed);
-        if self.may_acknowledge() {
-            self.send(from, Message::HeartbeatAck { epoch, round: lead.round });
+        if self.is_believed() {
+            // Late rather than never: the next heartbeat may be many seconds away.
+            self.when_durable(Then::Send(from, Message::HeartbeatAck { epoch, round: lead.round }));
         }
     }
 
@@ -100,7 +106,12 @@ impl Replica {
 
     /// A promise that is not durable, or a volume that was not shown to a majority, says nothing.
     pub(super) fn may_acknowledge(&self) -> bool {
-        self.persist.promise_is_durable() && self.is_shown() && self.hard.quarantine.is_none()
+        self.persist.promise_is_durable() && self.is_believed()
+    }
+
+    /// This volume is known to be the newest of its member.
+    fn is_believed(&self) -> bool {
+        self.is_shown() && self.hard.quarantine.is_none()
     }
 
     pub(super) fn ack(&self, round: Round, result: AppendResult) -> AppendAck {
@@ -123,7 +134,9 @@ impl Replica {
         match self.match_log(&append) {
             Ok(()) => self.take_entries(append),
             Err(result) => {
-                let ack = self.ack(append.round, result);
+                // Where the logs meet may be told by any volume; that its leader leads, may not.
+                let round = if self.is_believed() { append.round } else { Round::default() };
+                let ack = self.ack(round, result);
                 self.when_durable(Then::Send(from, Message::AppendAck(ack)));
             }
         }
@@ -152,7 +165,7 @@ impl Replica {
                 continue;
             }
             if position.id <= self.log.last().id && !self.cut_tail(position.id.prev()) {
-                return;
+                return self.contradict();
             }
             if position.id != self.log.last().id.next() {
                 break; // a gap inside one append: take what fits
@@ -182,12 +195,26 @@ impl Replica {
         }
     }
 
-    /// Drops a divergent tail. False: it would reach committed entries, which is a broken rule or a
-    /// broken disk, never a state to go on from.
+    /// The leader's log differs from committed entries here: a broken rule or a broken disk, never a
+    /// state to go on from. The process stops; started again, it is quarantined and asks for a snapshot,
+    /// which replaces everything.
+    fn contradict(&mut self) {
+        if self.hard.quarantine.is_some() {
+            if let Some(leader) = self.leader {
+                let ack = self.ack(Round::default(), AppendResult::NeedSnapshot);
+                self.when_durable(Then::Send(leader, Message::AppendAck(ack)));
+            }
+            return;
+        }
+        let reason = format!("a leader's log contradicts entries up to {} that are committed here", self.committed);
+        self.hard.quarantine = Some(Quarantine { reason: reason.clone(), until: None, may_vote: false });
+        self.persist_state();
+        self.stop(reason);
+    }
+
+    /// Drops a divergent tail. False: it would reach committed entries.
     fn cut_tail(&mut self, keep: EntryId) -> bool {
         if keep < self.committed {
-            let committed = self.committed;
-            self.stop(format!("a leader's log contradicts committed entries: cut to {keep} below {committed}"));
             return false;
         }
         self.note(Note::TailCut { keep, last: self.log.last().id });
@@ -198,6 +225,13 @@ impl Replica {
             follower.matched = follower.matched.min(keep);
         }
         true
+    }
+
+    /// What the leader knows of this member has changed with no append to answer.
+    pub(super) fn owe_acknowledgement(&mut self) {
+        if let Role::Follower(follower) = &mut self.role {
+            follower.ack_owed = true;
+        }
     }
 
     /// Acknowledges what is durable and matched, once for a batch of inputs.

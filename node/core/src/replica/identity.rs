@@ -12,6 +12,9 @@ use crate::message::{Hello, Message, Promise, Seen};
 use crate::quorum;
 use crate::status::Health;
 
+/// Members of whom is remembered what was seen; who is no voter is forgotten first.
+const SEEN_MAX: usize = 32;
+
 /// Whether the other side is to show itself in return.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Answer {
@@ -68,8 +71,9 @@ impl Replica {
 
     /// Accepts what a voter shows, durably, or tells it that this is older than what was seen before.
     fn judge(&mut self, from: MemberId, hello: &Hello) {
-        let same_group = hello.cluster_id.is_some() && hello.cluster_id == self.hard.cluster_id;
-        if !same_group || !self.configuration().contains(from) {
+        // Also of one who is no voter as far as is known here: it may be by an entry that only it has yet,
+        // and may be needed to commit that entry.
+        if hello.cluster_id.is_none() || hello.cluster_id != self.hard.cluster_id {
             return;
         }
         let shown = Seen {
@@ -83,21 +87,33 @@ impl Replica {
         {
             return self.send(from, Message::Stale { seen, reason });
         }
-        let voters = self.configuration().clone();
-        self.hard.seen.retain(|id, _| voters.contains(*id));
-        if self.hard.seen.insert(from, shown) != Some(shown) {
+        let seen = self.hard.seen.get(&from).copied().unwrap_or_default();
+        let shown =
+            Seen { promise: shown.promise.max(seen.promise), durable: shown.durable.max(seen.durable), ..shown };
+        if seen != shown {
+            *self.seen_of(from) = shown;
             self.persist_state();
         }
         self.when_durable(Then::Send(from, Message::Accepted { incarnation: hello.incarnation }));
     }
 
-    /// Remembers, until the next save, what a voter is known to have promised and made durable.
+    /// Remembers, until the next save, what a voter is known to have promised and made durable. Only
+    /// what is certain is remembered: `durable` is of an entry that this log holds, too.
     pub(super) fn saw(&mut self, from: MemberId, promise: Epoch, durable: EntryId) {
         let position = self.log.epoch_at(durable).map(|epoch| LogPosition { epoch, id: durable });
-        if let Some(seen) = self.hard.seen.get_mut(&from) {
-            seen.promise = seen.promise.max(promise);
-            seen.durable = seen.durable.max(position.unwrap_or_default());
+        let seen = self.seen_of(from);
+        seen.promise = seen.promise.max(promise);
+        seen.durable = seen.durable.max(position.unwrap_or_default());
+    }
+
+    fn seen_of(&mut self, member: MemberId) -> &mut Seen {
+        let full = self.hard.seen.len() >= SEEN_MAX && !self.hard.seen.contains_key(&member);
+        let configuration = &self.configurations.current().configuration;
+        let stranger = self.hard.seen.keys().copied().find(|id| full && !configuration.contains(*id));
+        if let Some(stranger) = stranger {
+            self.hard.seen.remove(&stranger);
         }
+        self.hard.seen.entry(member).or_default()
     }
 
     /// This member has changed around connections that exist already: founded, or refilled.
@@ -105,6 +121,14 @@ impl Replica {
         let connected: Vec<MemberId> = self.peers.iter().filter(|(_, p)| p.connected).map(|(id, _)| *id).collect();
         for peer in connected {
             self.show_to(peer, Answer::Wanted);
+        }
+    }
+
+    /// What was shown, or its acceptance, may have been lost, or have come before the receiver knew this
+    /// member for a voter.
+    pub(super) fn show_again(&mut self) {
+        if self.hard.cluster_id.is_some() && self.hard.quarantine.is_none() && !self.is_shown() {
+            self.show_to_all();
         }
     }
 
@@ -133,7 +157,8 @@ impl Replica {
     /// This volume is older than what `from` saw of it. It takes no part until it was refilled; what it
     /// may have promised in the meantime counts as promised, and its next showing outdoes the last one.
     pub(super) fn on_stale(&mut self, now: Now, from: MemberId, seen: Seen, reason: &str) {
-        if !self.configuration().contains(from) {
+        // It knows this very start: what it refused is a late showing of an earlier one, or a copy's.
+        if seen.start_id == self.me.start_id || !self.configuration().contains(from) {
             return;
         }
         let name = self.name_of(from).map_or_else(|| from.to_string(), |name| name.to_string());
@@ -145,8 +170,13 @@ impl Replica {
             self.hard.promise = Promise { epoch: seen.promise, candidate: Some(self.me()) };
         }
         self.hard.incarnation = self.hard.incarnation.max(seen.incarnation) + 1;
-        self.note(Note::Quarantined { reason: reason.clone() });
-        self.hard.quarantine = Some(Quarantine { reason, until: None, may_vote: false });
+        let known = self.hard.quarantine.take().filter(|quarantine| !quarantine.may_vote);
+        if known.is_none() {
+            self.note(Note::Quarantined { reason: reason.clone() });
+        }
+        // Several voters say so: one refill is enough.
+        let fresh = Quarantine { reason, until: None, may_vote: false };
+        self.hard.quarantine = Some(known.unwrap_or(fresh));
         self.persist_state();
     }
 
@@ -175,6 +205,7 @@ impl Replica {
             self.persist_state();
             self.shown_to.clear();
             self.show_to_all();
+            self.owe_acknowledgement();
             self.note(Note::Refilled);
         }
     }
@@ -220,10 +251,12 @@ impl Replica {
     }
 }
 
+/// Within one start nothing can be forgotten: what is shown may only have been overtaken on the way. Of
+/// durable ids only those of one promise compare: a later leader may have had the tail cut.
 fn staleness(seen: &Seen, shown: &Seen) -> Option<String> {
     let Seen { incarnation, start_id, promise, durable } = *shown;
     if incarnation == seen.incarnation && start_id == seen.start_id {
-        return None; // the same process: what it shows may be older than what it acknowledged since
+        return None;
     }
     if incarnation < seen.incarnation {
         Some(format!("saw incarnation {}, it shows {incarnation}", seen.incarnation))
@@ -231,7 +264,7 @@ fn staleness(seen: &Seen, shown: &Seen) -> Option<String> {
         Some(format!("saw another start of incarnation {incarnation}"))
     } else if promise < seen.promise {
         Some(format!("saw a promise of epoch {}, it shows {promise}", seen.promise))
-    } else if durable < seen.durable {
+    } else if promise == seen.promise && durable < seen.durable {
         Some(format!("saw it durable up to id {}, it shows {}", seen.durable.id, durable.id))
     } else {
         None

@@ -135,18 +135,22 @@ impl Replica {
 
     pub(super) fn on_append_ack(&mut self, now: Now, from: MemberId, ack: AppendAck) {
         if ack.epoch > self.epoch() {
-            let voter = self.configuration().contains(from);
-            if voter {
+            // A learner may have promised more when it was a voter; it can follow no lower epoch.
+            let learns = matches!(&self.role, Role::Leader(leader) if leader.learners.contains_key(&from));
+            if learns || self.configuration().contains(from) {
                 self.on_higher_epoch(now, ack.epoch);
             }
             return;
         }
         let (last, mine) = (self.log.last().id, self.epoch());
+        if ack.epoch != mine || !matches!(self.role, Role::Leader(_)) {
+            return;
+        }
         if let AppendResult::Durable(id) = ack.result {
             self.saw(from, ack.epoch, id);
         }
         let Role::Leader(leader) = &mut self.role else { return };
-        let Some(progress) = leader.progress.get_mut(&from).filter(|_| ack.epoch == mine) else { return };
+        let Some(progress) = leader.progress.get_mut(&from) else { return };
         progress.storage_full = ack.storage_full;
         progress.unfit = ack.unfit;
         if ack.result != AppendResult::NeedSnapshot {
@@ -156,8 +160,9 @@ impl Replica {
             AppendResult::Durable(id) if id <= last => progress.accepted(id, now.mono_ms),
             AppendResult::Durable(_) => {} // above our log: not an answer to anything we sent
             AppendResult::Mismatch { rejected, hint } => {
-                // A late refusal of an append that was answered meanwhile changes nothing.
-                if rejected > progress.matched && rejected < progress.next {
+                // A late refusal of an append that was answered meanwhile changes nothing. At the matched
+                // id itself: the peer's horizon is above it.
+                if rejected >= progress.matched && rejected < progress.next {
                     progress.probe(hint.id.next().max(EntryId(1)).min(last.next()), now.mono_ms);
                 }
             }
@@ -204,7 +209,8 @@ impl Replica {
         }
     }
 
-    pub(super) fn on_fetched(&mut self, now: Now, peer: MemberId, from: EntryId, entries: Vec<Entry>) {
+    pub(super) fn on_fetched(&mut self, now: Now, peer: MemberId, from: EntryId, mut entries: Vec<Entry>) {
+        let last = self.last_to_send();
         let Role::Leader(leader) = &mut self.role else { return };
         let Some(progress) = leader.progress.get_mut(&peer).filter(|p| p.fetching) else { return };
         progress.fetching = false;
@@ -214,6 +220,7 @@ impl Replica {
         if entries.is_empty() || from <= self.log.snapshot_up_to() {
             return self.start_snapshot(peer);
         }
+        entries.retain(|entry| entry.id <= last);
         // Only what this log still holds as read: the cut of a tail may have come in between.
         if entries.iter().all(|entry| self.log.matches(entry.position())) {
             self.send_append(now, peer, entries);
@@ -225,20 +232,24 @@ impl Replica {
         let Role::Leader(leader) = &self.role else { return };
         let peers: Vec<MemberId> = leader.progress.keys().copied().collect();
         for peer in peers {
-            if self.is_reachable(now, peer) {
-                while self.replicate_to(now, peer) {}
-            }
+            self.replicate_all_to(now, peer);
         }
     }
 
-    fn is_reachable(&self, now: Now, peer: MemberId) -> bool {
+    pub(super) fn replicate_all_to(&mut self, now: Now, peer: MemberId) {
+        if self.is_reachable(now, peer) {
+            while self.replicate_to(now, peer) {}
+        }
+    }
+
+    pub(super) fn is_reachable(&self, now: Now, peer: MemberId) -> bool {
         let timeout_ms = self.tuning.heartbeat_timeout_ms;
         self.peers.get(&peer).is_some_and(|p| p.connected && p.heard.health(now.mono_ms, timeout_ms) == Health::Healthy)
     }
 
     /// One append, fetch or snapshot to one peer. True: there may be more to send.
     fn replicate_to(&mut self, now: Now, peer: MemberId) -> bool {
-        let (last, lines_after) = (self.log.last().id, self.log.snapshot_up_to());
+        let (last, lines_after) = (self.last_to_send(), self.log.snapshot_up_to());
         let Role::Leader(leader) = &mut self.role else { return false };
         let Some(progress) = leader.progress.get_mut(&peer) else { return false };
         let Some((entries_max, bytes_max)) = progress.room(&self.limits).filter(|_| !progress.fetching) else {
@@ -254,7 +265,8 @@ impl Replica {
         if from > last && idle {
             return false;
         }
-        match self.log.slice(from, entries_max, bytes_max) {
+        let unsent = usize::try_from(last.next().0.saturating_sub(from.0)).unwrap_or(usize::MAX);
+        match self.log.slice(from, entries_max.min(unsent), bytes_max) {
             Some(entries) => {
                 let more = !entries.is_empty();
                 self.send_append(now, peer, entries);
@@ -266,6 +278,12 @@ impl Replica {
                 false
             }
         }
+    }
+
+    /// The only voter sends nothing that a crash may take from it. Else, a member that it has just removed
+    /// could be left with the longer log, and the two would wait for each other's vote for ever.
+    fn last_to_send(&self) -> EntryId {
+        if self.is_only_voter() { self.persist.durable() } else { self.log.last().id }
     }
 
     fn send_append(&mut self, now: Now, peer: MemberId, entries: Vec<Entry>) {
@@ -313,9 +331,12 @@ impl Replica {
     }
 
     pub(super) fn tick_leader(&mut self, now: Now) {
+        let end = self.log.last().id.next();
         let Role::Leader(leader) = &mut self.role else { return };
         for progress in leader.progress.values_mut().filter(|progress| progress.is_stalled(now.mono_ms)) {
-            progress.probe(progress.matched.next(), now.mono_ms);
+            // Nothing known to match yet: ask at the end again, rather than send all from the first entry.
+            let next = if progress.matched == EntryId::ZERO { end } else { progress.matched.next() };
+            progress.probe(next, now.mono_ms);
         }
         if leader.transfer.as_ref().is_some_and(|transfer| now.mono_ms >= transfer.until_ms) {
             self.give_up_transfer(now);
@@ -327,6 +348,11 @@ impl Replica {
         if epoch == self.epoch() && self.configuration().contains(from) {
             self.begin_transfer(now, from, None);
         }
+    }
+
+    /// The log must come to rest, or the target never holds the last entry.
+    pub(super) fn is_handing_over(&self) -> bool {
+        matches!(&self.role, Role::Leader(leader) if leader.transfer.is_some())
     }
 
     fn begin_transfer(&mut self, now: Now, target: MemberId, token: Option<Token>) {
@@ -378,7 +404,8 @@ impl Replica {
 
     /// When all voters understand more than the group uses, an entry raises the level.
     fn raise_feature_level(&mut self, now: Now) {
-        if !self.is_ready_to_decide() || self.state.feature_level() >= FEATURE_LEVEL {
+        let busy = !self.is_ready_to_decide() || self.is_handing_over();
+        if busy || self.state.feature_level() >= FEATURE_LEVEL {
             return;
         }
         let level_of = |id: MemberId| self.peers.get(&id)?.hello.as_ref().map(|hello| hello.feature_level);

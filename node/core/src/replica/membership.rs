@@ -3,7 +3,7 @@
 //! own epoch is committed (Ongaro's erratum to single-server changes, raft-dev 2015).
 
 use super::persist::Then;
-use super::progress::Progress;
+use super::progress::{Pace, Progress};
 use super::{Configurations, Replica, Role};
 use crate::contract::{Base, Note, Now, Persist, Refusal, Reply, SettingsChange, Target, Token};
 use crate::entry::{Control, EntryId, Epoch};
@@ -17,6 +17,8 @@ use crate::quorum;
 const LEARNERS_MAX: usize = 16;
 /// A learner may be promoted, and a voter counts as caught up, within this many entries of the commit.
 const CAUGHT_UP_ENTRIES: u64 = 1000;
+/// Administrators that wait for a control entry to be applied.
+const CONTROL_WAITING_MAX: usize = 64;
 
 #[derive(Debug)]
 pub(super) struct Learner {
@@ -128,7 +130,7 @@ impl Replica {
             return self.reply(token, Reply::Done { config_id });
         }
         if voter {
-            return self.promote(token, member);
+            return self.promote(now, token, member);
         }
         match self.add_learner(now, member) {
             Ok(()) => self.reply(token, Reply::Done { config_id }),
@@ -167,9 +169,13 @@ impl Replica {
         let namesake = leader.learners.values().find(|l| l.info.name == member.name).map(|l| l.info.member_id);
         if let Some(old) = namesake.filter(|old| *old != member.member_id) {
             leader.learners.remove(&old);
-            leader.progress.remove(&old);
+            if !voters.contains(&old) {
+                leader.progress.remove(&old);
+            }
         }
         let id = member.member_id;
+        // Registered again after the old voter went: it still replaces that one.
+        let replaces = replaces.or_else(|| leader.learners.get(&id)?.replaces);
         if leader.learners.len() >= LEARNERS_MAX && !leader.learners.contains_key(&id) {
             return Err(Refusal::Conflict(format!("the leader keeps at most {LEARNERS_MAX} learners")));
         }
@@ -179,7 +185,7 @@ impl Replica {
         Ok(())
     }
 
-    fn promote(&mut self, token: Token, member: MemberInfo) {
+    fn promote(&mut self, now: Now, token: Token, member: MemberInfo) {
         let too_many = self.configuration().voters.len() >= VOTERS_MAX;
         let Role::Leader(leader) = &self.role else { return };
         let known = leader.learners.get(&member.member_id);
@@ -188,6 +194,7 @@ impl Replica {
             Some(learner) if learner.replaces.is_some() => Some("the leader replaces it by itself".to_owned()),
             Some(_) if too_many => Some(format!("a group has at most {VOTERS_MAX} voters")),
             Some(_) if leader.change.is_some() => Some("another change of voters is under way".to_owned()),
+            Some(_) if !self.is_reachable(now, member.member_id) => Some("the learner is not reachable".to_owned()),
             Some(_) if !self.is_caught_up(member.member_id) => Some("the learner has not caught up yet".to_owned()),
             Some(_) => None,
         };
@@ -206,7 +213,9 @@ impl Replica {
     fn is_caught_up(&self, member: MemberId) -> bool {
         let Role::Leader(leader) = &self.role else { return false };
         let enough = EntryId(self.committed.0.saturating_sub(CAUGHT_UP_ENTRIES));
-        member == self.me() || leader.progress.get(&member).is_some_and(|p| p.matched >= enough && !p.unfit)
+        // Its answer counts, not an empty log's distance from a short one.
+        let caught_up = |p: &Progress| p.pace == Pace::Replicate && p.matched >= enough && !p.unfit;
+        member == self.me() || leader.progress.get(&member).is_some_and(caught_up)
     }
 
     pub(super) fn on_remove_member(&mut self, now: Now, token: Token, target: Option<Target>, member: MemberId) {
@@ -214,13 +223,21 @@ impl Replica {
             return self.refuse(token, refusal);
         }
         let config_id = self.config_id();
+        let voter = self.configuration().contains(member);
         let Role::Leader(leader) = &mut self.role else { return };
-        if leader.learners.remove(&member).is_some() {
+        let becomes_voter = |change: &Change| matches!(&change.kind, ChangeKind::Add(new) if new.member_id == member);
+        if leader.change.as_ref().is_some_and(becomes_voter) {
+            return self.refuse(token, Refusal::Conflict("it is being made a voter".to_owned()));
+        }
+        if !voter && leader.learners.remove(&member).is_some() {
             leader.progress.remove(&member);
             return self.reply(token, Reply::Done { config_id });
         }
-        if !self.configuration().contains(member) {
+        if !voter {
             return self.reply(token, Reply::Done { config_id });
+        }
+        if leader.change.is_some() {
+            return self.refuse(token, Refusal::Conflict("another change of voters is under way".to_owned()));
         }
         match self.why_not_remove(now, member) {
             Some(why) => self.refuse(token, Refusal::Conflict(why)),
@@ -229,15 +246,11 @@ impl Replica {
     }
 
     fn why_not_remove(&self, now: Now, member: MemberId) -> Option<String> {
-        let Role::Leader(leader) = &self.role else { return None };
         if member == self.me() {
             return Some("the leader can't be removed: move leadership first".to_owned());
         }
-        if leader.change.is_some() {
-            return Some("another change of voters is under way".to_owned());
-        }
         let remaining: Vec<MemberId> = self.configuration().ids().filter(|&id| id != member).collect();
-        let fit = |&&id: &&MemberId| id == self.me() || (self.was_heard(now, id) && self.is_caught_up(id));
+        let fit = |&&id: &&MemberId| id == self.me() || (self.is_reachable(now, id) && self.is_caught_up(id));
         let caught_up = remaining.iter().filter(fit).count();
         (!quorum::safe_to_remove(remaining.len(), caught_up))
             .then(|| "no majority of the remaining voters is reachable and caught up".to_owned())
@@ -246,11 +259,14 @@ impl Replica {
     /// Moves the change under way, or starts a replacement that is due.
     pub(super) fn settle_membership(&mut self, now: Now) {
         self.propose_change(now);
-        self.finish_change();
+        self.finish_change(now);
         self.replace_lost(now);
     }
 
     fn propose_change(&mut self, now: Now) {
+        if self.is_handing_over() {
+            return;
+        }
         let Role::Leader(leader) = &self.role else { return };
         let Some(Change { kind, proposed: None, .. }) = &leader.change else { return };
         let kind = kind.clone();
@@ -261,6 +277,11 @@ impl Replica {
         let own_committed = self.log.epoch_at(self.committed) == Some(self.epoch());
         if !own_committed || self.config_id() > self.committed {
             return;
+        }
+        if let ChangeKind::Remove(member) = kind
+            && let Some(why) = self.why_not_remove(now, member)
+        {
+            return self.give_up_change(why);
         }
         let mut voters = self.configuration().voters.clone();
         match kind {
@@ -275,17 +296,31 @@ impl Replica {
         }
     }
 
-    fn finish_change(&mut self) {
+    /// It waited for its turn, and what was true when it was asked for is not any more.
+    fn give_up_change(&mut self, why: String) {
+        let Role::Leader(leader) = &mut self.role else { return };
+        if let Some(token) = leader.change.take().and_then(|change| change.token) {
+            self.refuse(token, Refusal::Conflict(why));
+        }
+    }
+
+    fn finish_change(&mut self, now: Now) {
         let (applied, config_id) = (self.applied(), self.config_id());
         let Role::Leader(leader) = &mut self.role else { return };
         if leader.change.as_ref().and_then(|change| change.proposed).is_none_or(|id| id > applied) {
             return;
         }
         let Change { kind, token, .. } = leader.change.take().expect("just seen");
+        if let ChangeKind::Remove(member) = kind {
+            self.replicate_all_to(now, member); // it learns of it by the entry, if it can take it at once
+        }
+        let Role::Leader(leader) = &mut self.role else { return };
         match kind {
             ChangeKind::Add(member) => drop(leader.learners.remove(&member.member_id)),
             ChangeKind::Remove(member) => {
-                leader.progress.remove(&member);
+                if !leader.learners.contains_key(&member) {
+                    leader.progress.remove(&member);
+                }
                 self.send(member, Message::NotAMember { config_id });
             }
         }
@@ -320,8 +355,8 @@ impl Replica {
         if let Err(refusal) = self.check_leading(target.as_ref()) {
             return self.refuse(token, refusal);
         }
-        if !self.is_ready_to_decide() {
-            return self.refuse(token, Refusal::NotReady("the leader still applies what it inherited".to_owned()));
+        if let Some(refusal) = self.why_not_change_settings() {
+            return self.refuse(token, refusal);
         }
         let SettingsChange { history_limit, dedup_expiry_seconds, dedup_limit } = change;
         let current = self.state.settings();
@@ -337,6 +372,17 @@ impl Replica {
         if let Role::Leader(leader) = &mut self.role {
             leader.control_waiting.push((id, token));
         }
+    }
+
+    fn why_not_change_settings(&self) -> Option<Refusal> {
+        let Role::Leader(leader) = &self.role else { return None };
+        if !self.is_ready_to_decide() {
+            return Some(Refusal::NotReady("the leader still applies what it inherited".to_owned()));
+        }
+        if self.is_handing_over() {
+            return Some(Refusal::Conflict("leadership is being handed over".to_owned()));
+        }
+        (leader.control_waiting.len() >= CONTROL_WAITING_MAX).then_some(Refusal::Overloaded)
     }
 
     /// Majority lost for good: this survivor goes on alone, as another cluster.
@@ -357,12 +403,16 @@ impl Replica {
         if self.leader_is_alive(now) && !self.lease_has_lapsed(now) {
             return self.refuse(token, Refusal::Conflict("a leader lives: nothing is lost for good".to_owned()));
         }
+        if self.installing {
+            return self.refuse(token, Refusal::NotReady("the node installs a snapshot".to_owned()));
+        }
         let epoch = Epoch(self.epoch().0 + 1);
         self.become_follower(now, epoch);
         self.hard.cluster_id = Some(cluster_id);
         self.hard.promise = Promise { epoch, candidate: Some(self.me()) };
         self.hard.seen.clear();
         self.hard.quarantine = None;
+        self.removed = false;
         self.leader = None;
         self.submit_entries();
         let at = ConfigurationAt { id: self.log.last().id, configuration: Configuration::new(vec![self.my_info()]) };

@@ -120,10 +120,12 @@ impl Replica {
 
     /// An installed snapshot has replaced the log; what was submitted before it is settled.
     pub(super) fn persist_restarted(&mut self, durable: EntryId) {
-        self.persist.done = self.persist.done.max(self.persist.install_seq);
-        self.persist.waiting.retain(|(seq, _)| *seq > self.persist.install_seq);
         self.persist.durable = durable;
-        self.persist.promised = self.hard.promise;
+    }
+
+    /// The snapshot is installed, and with it everything that was submitted before.
+    pub(super) fn persist_installed(&mut self, now: Now) {
+        self.on_persisted(now, self.persist.install_seq);
     }
 
     pub(super) fn persist_install(&mut self, op: Persist) {

@@ -15,7 +15,8 @@ impl Replica {
     pub(super) fn heartbeat(&self) -> Heartbeat {
         let lead = self.current_round().map(|round| Lead { round, committed: self.committed });
         Heartbeat {
-            epoch: self.epoch(),
+            // What is on disk: it is held against this member at its next start.
+            epoch: self.persist.promised().epoch,
             lead,
             leader: self.leader,
             last: self.log.last().id,

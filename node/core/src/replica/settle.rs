@@ -84,7 +84,9 @@ impl Replica {
     ) {
         let empty = self.hard.cluster_id.is_none();
         let same_group = self.hard.cluster_id.as_ref().is_none_or(|mine| *mine == cluster_id);
-        if self.installing || !same_group || position.id < self.committed || !(empty || self.follow(now, from, epoch)) {
+        // It was overtaken by appends: what stands above it may have been acknowledged, and must stay.
+        let overtaken = position.id < self.committed || (!empty && self.log.matches(position));
+        if self.installing || !same_group || overtaken || !(empty || self.follow(now, from, epoch)) {
             return; // the leader finds out by probing, and sends another if it is still needed
         }
         if empty {
@@ -101,6 +103,7 @@ impl Replica {
 
     pub(super) fn on_installed(&mut self, now: Now, boot: crate::contract::Boot) {
         let applied = boot.state.applied();
+        self.persist_installed(now);
         self.installing = false;
         self.state = boot.state;
         self.log = super::log::Log::new(boot.base.horizon, boot.epoch_runs, applied, boot.tail);

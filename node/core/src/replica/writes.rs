@@ -19,6 +19,9 @@ use crate::state_machine::Outcome;
 /// repeatable runs; their size is bounded by the proposals.
 const HASH_SEED: u64 = 0x6b76_5f69_6e66_6c69;
 
+/// Copies of one request that wait for its first.
+const COPIES_MAX: usize = 1024;
+
 #[derive(Debug)]
 pub(super) struct Writes {
     proposals: VecDeque<Proposal>,
@@ -144,9 +147,14 @@ impl Replica {
         let Role::Leader(leader) = &mut self.role else { return false };
         let Some(&(id, first)) = leader.writes.requests.get(&(request.clone(), operation)) else { return false };
         if first != digest {
-            self.reply(token, Reply::RequestReused);
-        } else if let Some(proposal) = leader.writes.proposal_at(id) {
-            proposal.copies.push(token);
+            // Decided on an entry that may yet be lost.
+            let decided_on = self.log.last().id;
+            self.ask_after(token, decided_on, Question::Refused(Reply::RequestReused));
+            return true;
+        }
+        match leader.writes.proposal_at(id) {
+            Some(proposal) if proposal.copies.len() < COPIES_MAX => proposal.copies.push(token),
+            _ => self.refuse(token, Refusal::Overloaded),
         }
         true
     }

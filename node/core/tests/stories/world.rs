@@ -2,19 +2,24 @@
 //! delivers in order unless cut, and a clock that moves when told. What a story prints is notes and
 //! replies; `status` prints positions.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+#[path = "disk.rs"]
+mod disk;
+#[path = "network.rs"]
+mod network;
+#[path = "watch.rs"]
+mod watch;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
+use disk::{Disk, Held, Staged, base_at, boot, empty_disk, position_of};
 use kv_core::Replica;
 use kv_core::command::{Change, Command, Entity, Key, OperationKind, Precondition, RequestId, Value};
-use kv_core::contract::{
-    Base, Boot, Effect, Failover, HardState, Input, Limits, Lost, Now, Persist, Quarantine, Reply, Request,
-    SettingsChange, Token, Tuning, Written,
-};
-use kv_core::entry::{Body, Control, Entry, EntryId, Epoch, LogPosition};
-use kv_core::group::{ClusterId, ConfigurationAt, MemberId, MemberInfo, NodeName, Settings};
-use kv_core::message::{Message, Promise};
-use kv_core::state_machine::StateMachine;
+use kv_core::contract::{Base, Effect, Failover, Input, Now, Persist, Reply, Request, SettingsChange, Target, Token};
+use kv_core::entry::{EntryId, Epoch};
+use kv_core::group::{ClusterId, MemberId, MemberInfo, Settings};
+use network::{Network, Packet, Parcel};
+use watch::Watch;
 
 const HEARTBEAT_MS: u64 = 100;
 const TIMEOUT_MS: u64 = 1000;
@@ -24,33 +29,25 @@ const STEPS_MAX: usize = 100_000;
 #[derive(Default)]
 pub(crate) struct World {
     nodes: BTreeMap<String, Node>,
-    network: VecDeque<(String, String, Message)>,
+    network: Network,
     cut: BTreeSet<(String, String)>,
     now_ms: u64,
     token: u64,
+    starts: u64,
     failover: Option<Failover>,
     out: String,
-    /// Every write that was answered with success.
-    acknowledged: Vec<Written>,
-}
-
-/// What survives a crash.
-#[derive(Clone)]
-struct Disk {
-    hard: HardState,
-    base: Base,
-    log: Vec<Entry>,
+    watch: Watch,
 }
 
 struct Node {
     disk: Disk,
     replica: Option<Replica>,
-    starts: u64,
+    start_id: u64,
     /// Some: the disk holds back what it is given, until it is released.
-    held: Option<VecDeque<(u64, Persist)>>,
+    held: Option<Held>,
     lead_at_start: bool,
     /// A snapshot that waits to be installed.
-    staged: Option<(Base, Vec<Entry>)>,
+    staged: Option<Staged>,
 }
 
 impl World {
@@ -63,7 +60,15 @@ impl World {
             ["lead", name] => self.request(name, Request::Lead { target: None }),
             ["put", name, key, value, ref options @ ..] => self.put(name, key, value, options),
             ["delete", name, key, ref options @ ..] => self.write(name, key, Change::Delete, options),
+            ["chaos", seed] => self.network.chaos(seed.parse().ok()),
+            ["keep-snapshots"] => self.network.keep_snapshots(),
+            ["release-snapshots", n] => self.network.release_snapshots(n.parse().expect("a number")),
+            ["calm"] => self.network.chaos(None),
             ["read", name] => self.request(name, Request::ReadIndex),
+            ["storage-full", name] => self.step(name, Input::Storage { full: true }),
+            ["storage-room", name] => self.step(name, Input::Storage { full: false }),
+            ["request-status", name, id] => self.request_status(name, id),
+            ["lead-if-config", name, id] => self.lead_if(name, id),
             ["learner", name, member] => self.add_member(name, member, false),
             ["voter", name, member] => self.add_member(name, member, true),
             ["remove", name, member] => {
@@ -86,22 +91,30 @@ impl World {
             ["cut-way", from, to] => drop(self.cut.insert((from.into(), to.into()))),
             ["heal"] => self.heal(),
             ["crash", name] => self.crash(name),
+            ["crash-after", name, ops, entries] => {
+                self.write_some(name, ops.parse().expect("a number"), entries.parse().expect("a number"));
+                self.crash(name);
+            }
             ["start", name] => self.start(name),
             ["start-as-leader", name] => {
                 self.node(name).lead_at_start = true;
                 self.start(name);
             }
             ["hold-disk", name] => drop(self.node(name).held.get_or_insert_default()),
-            ["release-disk", name] => self.release(name),
-            ["copy-disk", from, to] => self.node(to).disk = self.nodes[from].disk.clone(),
+            ["release-disk", name] => self.release(name, usize::MAX),
+            ["release-some", name, ops] => self.release(name, ops.parse().expect("a number")),
+            ["copy-disk", from, to] => {
+                let disk = self.nodes[from].disk.clone();
+                self.bury(to, disk);
+            }
             ["save-disk", name, copy] => {
                 let disk = self.nodes[name].disk.clone();
-                let node = Node { disk, replica: None, starts: 100, held: None, lead_at_start: false, staged: None };
+                let node = Node { disk, replica: None, start_id: 0, held: None, lead_at_start: false, staged: None };
                 self.nodes.insert(copy.into(), node);
             }
             ["lose-disk", name] => self.lose(name),
             ["compact", name] => self.compact(name),
-            ["status"] => self.status(),
+            ["status"] => self.out += &self.describe(),
             _ => panic!("no such command: {line}"),
         }
         self.settle();
@@ -118,8 +131,8 @@ impl World {
 
     fn add(&mut self, name: &str) {
         let member_id = MemberId(self.nodes.len() as u64 + 1);
-        let disk = Disk { hard: empty_state(name, member_id), base: Base::default(), log: Vec::new() };
-        let node = Node { disk, replica: None, starts: 0, held: None, lead_at_start: false, staged: None };
+        let disk = empty_disk(name, member_id);
+        let node = Node { disk, replica: None, start_id: 0, held: None, lead_at_start: false, staged: None };
         self.nodes.insert(name.into(), node);
         self.start(name);
     }
@@ -131,11 +144,15 @@ impl World {
 
     fn start(&mut self, name: &str) {
         let (now, failover) = (self.now(), self.failover.unwrap_or(Failover::Manual));
+        self.starts += 1;
+        let start_id = self.starts;
         let node = self.node(name);
-        node.starts += 1;
+        node.start_id = start_id;
+        node.staged = None;
         node.disk.hard.incarnation += 1;
-        let boot = boot(name, &node.disk, failover, node.starts, node.lead_at_start);
+        let boot = boot(name, &node.disk, failover, node.start_id, node.lead_at_start);
         node.replica = Some(Replica::new(boot, now));
+        self.watch_started(name);
         self.connect(name);
     }
 
@@ -166,13 +183,16 @@ impl World {
         let now = self.now();
         if let Some(replica) = self.node(name).replica.as_mut() {
             replica.step(now, input);
-            replica.check_invariants();
+            self.watch(name);
         }
     }
 
     fn request(&mut self, name: &str, request: Request) {
         self.token += 1;
         let token = Token(self.token);
+        if matches!(request, Request::ReadIndex) {
+            self.watch_read(token);
+        }
         self.step(name, Input::Request { token, request });
     }
 
@@ -217,11 +237,25 @@ impl World {
         self.request(name, Request::Write(command));
     }
 
+    fn request_status(&mut self, name: &str, id: &str) {
+        let request = RequestId::new("client", id).expect("legal");
+        self.request(name, Request::RequestStatus { request, operation: OperationKind::Set });
+    }
+
+    fn lead_if(&mut self, name: &str, config_id: &str) {
+        let hard = &self.nodes[name].disk.hard;
+        let cluster_id = hard.cluster_id.clone().expect("a member");
+        let if_config_id = EntryId(config_id.parse().expect("an id"));
+        let target = Some(Target { cluster_id, target_member_id: hard.member_id, if_config_id });
+        self.request(name, Request::Lead { target });
+    }
+
     fn advance(&mut self, ms: u64) {
         let until = self.now_ms + ms;
         loop {
             self.settle();
             let due = self.nodes.values().filter_map(|n| n.replica.as_ref()).map(Replica::deadline_ms).min();
+            let due = due.into_iter().chain(self.network.next_due_ms()).min();
             let Some(due) = due.filter(|due| *due <= until) else { break };
             self.now_ms = due.max(self.now_ms + 1);
             let names: Vec<String> = self.nodes.keys().cloned().collect();
@@ -248,7 +282,11 @@ impl World {
         node.replica = None;
         node.held = None;
         let member_id = node.disk.hard.member_id;
-        self.network.retain(|(from, to, _)| from != name && to != name);
+        for packet in self.network.drop_packets(|packet| packet.to == name) {
+            if let Parcel::Snapshot { receiver, .. } = packet.parcel {
+                self.snapshot_failed(&packet.from, receiver);
+            }
+        }
         let others: Vec<String> = self.nodes.keys().filter(|other| *other != name).cloned().collect();
         for other in others {
             let refused = !self.is_cut(&other, name);
@@ -257,9 +295,16 @@ impl World {
     }
 
     fn lose(&mut self, name: &str) {
-        let member_id = MemberId(self.nodes.values().map(|n| n.disk.hard.member_id.0).max().unwrap_or(0) + 1);
-        let node = self.node(name);
-        node.disk = Disk { hard: empty_state(name, member_id), base: Base::default(), log: Vec::new() };
+        let known = self.nodes.values().map(|node| &node.disk).chain(&self.watch.graveyard);
+        let member_id = MemberId(known.map(|disk| disk.hard.member_id.0).max().unwrap_or(0) + 1);
+        self.bury(name, empty_disk(name, member_id));
+    }
+
+    /// Another volume takes the place of the node's own; nothing of the old one's process is still under way.
+    fn bury(&mut self, name: &str, disk: Disk) {
+        self.network.drop_packets(|packet| packet.from == name);
+        let old = std::mem::replace(&mut self.node(name).disk, disk);
+        self.watch.graveyard.push(old);
     }
 
     /// Moves the horizon to the applied id, as compaction does when everything is sealed.
@@ -275,9 +320,29 @@ impl World {
         }
     }
 
-    fn release(&mut self, name: &str) {
-        for (seq, op) in self.node(name).held.take().unwrap_or_default() {
+    /// The disk works off this many of the operations that it held back.
+    fn release(&mut self, name: &str, ops: usize) {
+        let mut held = self.node(name).held.take().unwrap_or_default();
+        for _ in 0..ops {
+            let Some((seq, op)) = held.pop_front() else { break };
             self.persist(name, seq, op);
+        }
+        if ops < usize::MAX {
+            self.node(name).held = Some(held);
+        }
+    }
+
+    /// A disk that dies has done some of what it was given, the last of it in part, and told nobody.
+    fn write_some(&mut self, name: &str, ops: usize, entries: usize) {
+        let Node { disk, held, staged, .. } = self.node(name);
+        let mut held = held.take().unwrap_or_default();
+        for _ in 0..ops {
+            let Some((_, op)) = held.pop_front() else { return };
+            disk.write(op, staged);
+        }
+        if let Some((_, Persist::Append { entries: mut torn, committed })) = held.pop_front() {
+            torn.truncate(entries);
+            disk.write(Persist::Append { entries: torn, committed }, staged);
         }
     }
 
@@ -290,16 +355,13 @@ impl World {
             for name in &names {
                 let Some(replica) = self.node(name).replica.as_mut() else { continue };
                 let effects = replica.take_effects(now);
-                replica.check_invariants();
+                self.watch(name);
                 quiet &= effects.iter().all(|effect| matches!(effect, Effect::ViewChanged | Effect::Peers(_)));
                 effects.into_iter().for_each(|effect| self.carry_out(name, effect));
             }
-            if let Some((from, to, message)) = self.network.pop_front() {
+            if let Some(packet) = self.network.next(now.mono_ms) {
                 quiet = false;
-                if !self.is_cut(&from, &to) {
-                    let from = self.nodes[&from].disk.hard.member_id;
-                    self.step(&to, Input::Received { from, message });
-                }
+                self.deliver(packet);
             }
             if quiet {
                 return;
@@ -321,18 +383,19 @@ impl World {
             },
             Effect::Send { to, message } => {
                 if let Some(to) = self.by_member(to) {
-                    self.network.push_back((name.into(), to, message));
+                    let sender = self.nodes[name].disk.hard.member_id;
+                    let parcel = Parcel::Message(message);
+                    self.network.send(self.now_ms, Packet { from: name.into(), sender, to, parcel });
                 }
             }
             Effect::Reply { token, reply } => {
-                if let Reply::Written { written, .. } = &reply {
-                    self.acknowledged.push(written.clone());
-                }
-                writeln!(self.out, "{name} answers {}: {}", token.0, describe(&reply)).expect("a String takes it");
+                self.watch_reply(name, token, &reply);
+                writeln!(self.out, "{name} answers {}: {}", token.0, answer(&reply)).expect("a String takes it");
             }
             Effect::Note(note) => writeln!(self.out, "{name}: {note:?}").expect("a String takes it"),
             Effect::Stop { reason } => {
                 writeln!(self.out, "{name} stops: {reason}").expect("a String takes it");
+                self.watch.stops.push(format!("{name}: {reason}"));
                 self.crash(name);
             }
             Effect::Fetch { peer, from, .. } => {
@@ -352,66 +415,50 @@ impl World {
         let position = position_of(&node.disk, applied);
         let cluster_id = node.disk.hard.cluster_id.clone().expect("a leader has a group");
         let (base, log) = (node.disk.base.clone(), node.disk.log.clone());
-        let Some(to) = self.by_member(peer) else { return };
+        let Some(to) = self.by_member(peer) else { return self.snapshot_failed(from, peer) };
         writeln!(self.out, "{from} sends a snapshot at {applied} to {to}").expect("a String takes it");
         let log = log.into_iter().filter(|entry| entry.id <= applied).collect();
-        self.node(&to).staged = Some((base, log));
-        self.step(&to, Input::SnapshotStaged { from: sender, epoch, position, cluster_id });
-        self.step(from, Input::SnapshotSent { peer, result: Ok(position) });
+        let parcel = Parcel::Snapshot { staged: (base, log), receiver: peer, epoch, position, cluster_id };
+        self.network.send(self.now_ms, Packet { from: from.into(), sender, to, parcel });
+    }
+
+    fn snapshot_failed(&mut self, from: &str, peer: MemberId) {
+        self.step(from, Input::SnapshotSent { peer, result: Err("no connection".into()) });
+    }
+
+    fn deliver(&mut self, packet: Packet) {
+        let Packet { from, sender, to, parcel } = packet;
+        let cut = self.is_cut(&from, &to);
+        match parcel {
+            Parcel::Message(message) if !cut => self.step(&to, Input::Received { from: sender, message }),
+            Parcel::Message(_) => {}
+            Parcel::Snapshot { staged, receiver, epoch, position, cluster_id } => {
+                let node = self.node(&to);
+                let installs = |(_, op): &(u64, Persist)| matches!(op, Persist::Install { .. });
+                let busy = node.held.iter().flatten().any(installs);
+                if cut || busy || node.replica.is_none() || node.disk.hard.member_id != receiver {
+                    return self.snapshot_failed(&from, receiver);
+                }
+                node.staged = Some(staged);
+                self.step(&to, Input::SnapshotStaged { from: sender, epoch, position, cluster_id });
+                self.step(&from, Input::SnapshotSent { peer: receiver, result: Ok(position) });
+            }
+        }
     }
 
     fn persist(&mut self, name: &str, seq: u64, op: Persist) {
         let failover = self.failover.unwrap_or(Failover::Manual);
-        let disk = &mut self.node(name).disk;
-        match op {
-            Persist::Append { entries, .. } => disk.log.extend(entries),
-            Persist::Truncate { keep } => disk.log.retain(|entry| entry.id <= keep),
-            Persist::State(hard) => disk.hard = *hard,
-            Persist::Found { state, base } => (disk.hard, disk.base) = (*state, *base),
-            Persist::Recover { state, configuration } => {
-                disk.hard = *state;
-                disk.base.configuration = configuration;
-            }
-            Persist::Install { state, .. } => {
-                let node = self.node(name);
-                node.disk.hard = *state;
-                (node.disk.base, node.disk.log) = node.staged.take().expect("a snapshot was staged");
-                let node = &self.nodes[name];
-                let boot = Box::new(boot(name, &node.disk, failover, node.starts, false));
-                return self.step(name, Input::Installed { boot });
-            }
+        let Node { disk, staged, .. } = self.node(name);
+        if disk.write(op, staged) {
+            let node = &self.nodes[name];
+            let boot = Box::new(boot(name, &node.disk, failover, node.start_id, false));
+            return self.step(name, Input::Installed { boot });
         }
         self.step(name, Input::Persisted { seq });
     }
 
-    /// All running replicas have the same state, and it holds every acknowledged SET.
-    #[allow(dead_code, reason = "the fixed stories state what they expect in their output")]
-    pub(crate) fn check_agreement(&self, context: &str) {
-        let states: Vec<&StateMachine> =
-            self.nodes.values().filter_map(|node| node.replica.as_ref()).map(Replica::state).collect();
-        for state in &states {
-            assert_eq!(state.applied(), states[0].applied(), "not all have caught up; {context}");
-            assert_eq!(state.digest(), states[0].digest(), "states differ; {context}");
-        }
-        for written in &self.acknowledged {
-            let later = |w: &&Written| w.key == written.key && w.id > written.id;
-            let current = states[0].keyspace().get(written.key.as_str()).found.map(|c| c.id);
-            let expected = (written.operation == OperationKind::Set).then_some(written.id);
-            // A later write to the key may have taken effect without an answer that anybody got.
-            let superseded =
-                self.acknowledged.iter().any(|w| later(&w)) || current > expected || self.is_deleted(written);
-            assert!(superseded || current == expected, "{written:?} was acknowledged; {context}");
-        }
-    }
-
-    /// A DELETE that nobody got an answer to may stand in the log.
-    fn is_deleted(&self, written: &Written) -> bool {
-        let deletes =
-            |e: &Entry| matches!(&e.body, Body::Delete { key, .. } if *key == written.key && e.id > written.id);
-        self.nodes.values().any(|node| node.disk.log.iter().any(deletes))
-    }
-
-    fn status(&mut self) {
+    pub(crate) fn describe(&self) -> String {
+        let mut out = String::new();
         for (name, node) in &self.nodes {
             let line = match &node.replica {
                 None => "stopped".to_owned(),
@@ -432,76 +479,13 @@ impl World {
                     )
                 }
             };
-            writeln!(self.out, "{name}: {line}").expect("a String takes it");
+            writeln!(out, "{name}: {line}").expect("a String takes it");
         }
+        out
     }
 }
 
-fn empty_state(name: &str, member_id: MemberId) -> HardState {
-    HardState {
-        name: NodeName::new(name).expect("a legal name"),
-        member_id,
-        cluster_id: None,
-        promise: Promise::default(),
-        incarnation: 0,
-        quarantine: None::<Quarantine>,
-        seen: BTreeMap::new(),
-        committed: EntryId::ZERO,
-    }
-}
-
-fn position_of(disk: &Disk, id: EntryId) -> LogPosition {
-    disk.log.iter().find(|entry| entry.id == id).map_or(disk.base.horizon, Entry::position)
-}
-
-/// The base with the configuration in force at `id`.
-fn base_at(disk: &Disk, id: EntryId) -> Base {
-    let mut base = disk.base.clone();
-    for entry in disk.log.iter().filter(|entry| entry.id <= id) {
-        if let Body::Control(Control::Config(configuration)) = &entry.body {
-            base.configuration = ConfigurationAt { id: entry.id, configuration: configuration.clone() };
-        }
-    }
-    base
-}
-
-/// What recovery would find. The disk keeps all lines, so state is replayed from the first.
-fn boot(name: &str, disk: &Disk, failover: Failover, start_id: u64, lead_at_start: bool) -> Boot {
-    let mut state = StateMachine::new(&Base { horizon: LogPosition::default(), ..disk.base.clone() }, 7);
-    let only = disk.base.configuration.configuration.voters.len() == 1;
-    let known = if only { EntryId(u64::MAX) } else { disk.hard.committed.max(disk.base.horizon.id) };
-    let (applied, tail): (Vec<Entry>, Vec<Entry>) = disk.log.iter().cloned().partition(|entry| entry.id <= known);
-    applied.iter().for_each(|entry| drop(state.apply(entry)));
-    let above = disk.log.iter().filter(|entry| entry.id > disk.base.horizon.id);
-    let mut epoch_runs: Vec<LogPosition> = Vec::new();
-    for entry in above.clone() {
-        if epoch_runs.last().is_none_or(|run| run.epoch != entry.epoch) {
-            epoch_runs.push(entry.position());
-        }
-    }
-    let config = |entry: &Entry| match &entry.body {
-        Body::Control(Control::Config(c)) => Some(ConfigurationAt { id: entry.id, configuration: c.clone() }),
-        _ => None,
-    };
-    Boot {
-        hard: disk.hard.clone(),
-        base: disk.base.clone(),
-        start_id,
-        url: format!("http://{name}:8000"),
-        peer_url: format!("{name}:9000"),
-        tuning: Tuning { heartbeat_interval_ms: HEARTBEAT_MS, heartbeat_timeout_ms: TIMEOUT_MS, failover },
-        seed: disk.hard.member_id.0,
-        state,
-        epoch_runs,
-        configurations: above.filter_map(config).collect::<Vec<_>>(),
-        tail,
-        lost: Lost::default(),
-        lead_at_start,
-        limits: Limits::default(),
-    }
-}
-
-fn describe(reply: &Reply) -> String {
+fn answer(reply: &Reply) -> String {
     match reply {
         Reply::Written { written, replay } => {
             let replay = if *replay { " (replay)" } else { "" };
