@@ -7,6 +7,10 @@ use kv_node::serve::ServeError;
 use kv_node::wal::{import, restore, verify};
 use kv_node::{dev, reset_identity, serve, telemetry};
 
+/// A store of many small values asks for memory all the time: this allocator takes less of it, and less time.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// As clap has it: the command line, or a file that it names, is wrong.
 const EX_USAGE: u8 = 2;
 /// `verify` found damage.

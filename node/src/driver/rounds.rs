@@ -161,6 +161,9 @@ impl Driver {
             if let Woken::Stop = self.sources.wait(timer.as_mut()).await {
                 return Stopped::Requested;
             }
+            // Whoever is ready to ask gets to ask first: one fsync then serves more of them. With nobody
+            // else ready this returns at once.
+            tokio::task::yield_now().await;
             if let Some(why) = self.round() {
                 return why;
             }

@@ -260,7 +260,11 @@ impl Replica {
             self.start_snapshot(peer);
             return false;
         }
-        let commit_news = progress.told_committed < self.committed && progress.told_committed < progress.next.prev();
+        // A commit id goes out alone only when nothing is on the way that will be answered soon: the answer
+        // comes back here, with new entries to carry it or with nothing left in flight.
+        let commit_news = progress.told_committed < self.committed
+            && progress.told_committed < progress.next.prev()
+            && progress.is_answered();
         let idle = progress.pace == Pace::Replicate && !commit_news;
         if from > last && idle {
             return false;

@@ -141,6 +141,11 @@ impl Progress {
         self.floor = None;
     }
 
+    /// All entries that were sent are acknowledged.
+    pub(crate) fn is_answered(&self) -> bool {
+        self.in_flight.is_empty()
+    }
+
     /// Something was sent, and nothing was answered for too long.
     pub(crate) fn is_stalled(&self, now_ms: u64) -> bool {
         let waiting = match self.pace {
