@@ -20,14 +20,17 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 pub(super) async fn follow(handle: &Handle, remote: &Remote, urls: &[String]) -> Result<(), BootstrapError> {
     let mut pauses = Pauses::new();
     let mut last_problem = None;
+    // Asked at least once: a volume that leads a group of its own must not go on unnoticed.
+    let mut has_asked = false;
     loop {
-        if is_member(&handle.view()) {
+        if has_asked && is_member(&handle.view()) {
             pauses = Pauses::new();
             let _changed = handle.wait_view(Instant::now() + LOOK_EVERY, |view| !is_member(view)).await;
             continue;
         }
         match register(handle, remote, urls).await {
             Ok(()) => {
+                has_asked = true;
                 last_problem = None;
                 let _taken_up = handle.wait_view(Instant::now() + TAKEN_UP, is_member).await;
             }
