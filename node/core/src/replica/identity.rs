@@ -100,10 +100,18 @@ impl Replica {
     /// Remembers, until the next save, what a voter is known to have promised and made durable. Only
     /// what is certain is remembered: `durable` is of an entry that this log holds, too.
     pub(super) fn saw(&mut self, from: MemberId, promise: Epoch, durable: EntryId) {
+        let Some(hello) = self.peers.get(&from).and_then(|peer| peer.hello.as_ref()) else { return };
+        let (incarnation, start_id) = (hello.incarnation, hello.start_id);
         let position = self.log.epoch_at(durable).map(|epoch| LogPosition { epoch, id: durable });
         let seen = self.seen_of(from);
-        seen.promise = seen.promise.max(promise);
-        seen.durable = seen.durable.max(position.unwrap_or_default());
+        if *seen == Seen::default() {
+            // Not shown yet in this group; what it shows next may have been overtaken by this.
+            *seen = Seen { incarnation, start_id, ..Seen::default() };
+        }
+        if (seen.incarnation, seen.start_id) == (incarnation, start_id) {
+            seen.promise = seen.promise.max(promise);
+            seen.durable = seen.durable.max(position.unwrap_or_default());
+        }
     }
 
     fn seen_of(&mut self, member: MemberId) -> &mut Seen {
