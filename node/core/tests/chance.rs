@@ -139,6 +139,7 @@ impl Chance {
             drop(self.run(format!("crash {node}")));
             drop(self.run(format!("copy-disk {saved} {node}")));
             drop(self.run(format!("start {node}")));
+            drop(self.run("tick 300"));
         }
     }
 

@@ -85,6 +85,11 @@ impl Replica {
         if let Some(seen) = self.hard.seen.get(&from).copied()
             && let Some(reason) = staleness(&seen, &shown)
         {
+            if let Role::Leader(leader) = &mut self.role
+                && let Some(progress) = leader.progress.get_mut(&from)
+            {
+                progress.unfit = true; // until it acknowledges as one that is trusted
+            }
             return self.send(from, Message::Stale { seen, reason });
         }
         let seen = self.hard.seen.get(&from).copied().unwrap_or_default();
@@ -121,7 +126,13 @@ impl Replica {
         if let Some(stranger) = stranger {
             self.hard.seen.remove(&stranger);
         }
-        self.hard.seen.entry(member).or_default()
+        // Known by its connection alone: a learner shows itself only when it is initialised.
+        let hello = self.peers.get(&member).and_then(|peer| peer.hello.as_ref());
+        let start = hello.map(|hello| (hello.incarnation, hello.start_id));
+        self.hard.seen.entry(member).or_insert_with(|| {
+            let (incarnation, start_id) = start.unwrap_or_default();
+            Seen { incarnation, start_id, ..Seen::default() }
+        })
     }
 
     /// This member has changed around connections that exist already: founded, or refilled.

@@ -342,6 +342,10 @@ impl Replica {
             let next = if progress.matched == EntryId::ZERO { end } else { progress.matched.next() };
             progress.probe(next, now.mono_ms);
         }
+        // Only an acknowledgement makes a member count again, and an idle group has none to give.
+        for progress in leader.progress.values_mut().filter(|p| p.unfit && p.pace == Pace::Replicate) {
+            progress.probe(progress.next, now.mono_ms);
+        }
         if leader.transfer.as_ref().is_some_and(|transfer| now.mono_ms >= transfer.until_ms) {
             self.give_up_transfer(now);
         }

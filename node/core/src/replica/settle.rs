@@ -117,6 +117,9 @@ impl Replica {
         if let Role::Follower(follower) = &mut self.role {
             *follower = super::Follower::default();
         }
+        if self.shown_to.is_empty() {
+            self.show_to_all(); // initialised by this snapshot, over connections that are older
+        }
         self.schedule_election(now);
     }
 

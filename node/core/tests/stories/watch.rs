@@ -13,8 +13,8 @@ use kv_core::quorum::majority;
 use kv_core::state_machine::StateMachine;
 use kv_core::status::Role;
 
-use super::World;
 use super::disk::Disk;
+use super::{Node, World};
 
 #[derive(Default)]
 pub(super) struct Watch {
@@ -178,6 +178,11 @@ impl World {
 
     /// The saved volume is of the member that the node is now.
     pub(crate) fn is_older_self(&self, name: &str, saved: &str) -> bool {
+        // A copy from when it was the only voter asks nobody: nothing can hold it back.
+        let alone = |node: &Node| configurations_of(&node.disk).last().is_some_and(|voters| voters.len() < 2);
+        if self.nodes.get(saved).is_some_and(alone) {
+            return false;
+        }
         let of = |name: &str| self.nodes.get(name).map(|node| node.disk.hard.member_id);
         of(saved).is_some() && of(name) == of(saved)
     }
