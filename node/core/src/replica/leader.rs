@@ -210,7 +210,7 @@ impl Replica {
     }
 
     pub(super) fn on_fetched(&mut self, now: Now, peer: MemberId, from: EntryId, mut entries: Vec<Entry>) {
-        let last = self.last_to_send();
+        let last = self.last_to_send(peer);
         let Role::Leader(leader) = &mut self.role else { return };
         let Some(progress) = leader.progress.get_mut(&peer).filter(|p| p.fetching) else { return };
         progress.fetching = false;
@@ -249,7 +249,7 @@ impl Replica {
 
     /// One append, fetch or snapshot to one peer. True: there may be more to send.
     fn replicate_to(&mut self, now: Now, peer: MemberId) -> bool {
-        let (last, lines_after) = (self.last_to_send(), self.log.snapshot_up_to());
+        let (last, lines_after) = (self.last_to_send(peer), self.log.snapshot_up_to());
         let Role::Leader(leader) = &mut self.role else { return false };
         let Some(progress) = leader.progress.get_mut(&peer) else { return false };
         let Some((entries_max, bytes_max)) = progress.room(&self.limits).filter(|_| !progress.fetching) else {
@@ -284,10 +284,16 @@ impl Replica {
         }
     }
 
-    /// The only voter sends nothing that a crash may take from it. Else, a member that it has just removed
-    /// could be left with the longer log, and the two would wait for each other's vote for ever.
-    fn last_to_send(&self) -> EntryId {
-        if self.is_only_voter() { self.persist.durable() } else { self.log.last().id }
+    /// The only voter sends nothing that a crash may take from it, and a member that is being removed gets
+    /// nothing from the entry on that removes it, until that is committed. Else it could be left with the
+    /// longest log, and the others would wait for its vote for ever.
+    fn last_to_send(&self, peer: MemberId) -> EntryId {
+        let last = if self.is_only_voter() { self.persist.durable() } else { self.log.last().id };
+        let Role::Leader(leader) = &self.role else { return last };
+        match leader.change.as_ref().and_then(|change| change.removal_of(peer)) {
+            Some(removal) if removal > self.committed => last.min(removal.prev()),
+            _ => last,
+        }
     }
 
     fn send_append(&mut self, now: Now, peer: MemberId, entries: Vec<Entry>) {

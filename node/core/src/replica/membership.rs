@@ -41,6 +41,13 @@ enum ChangeKind {
     Remove(MemberId),
 }
 
+impl Change {
+    /// The entry that removes `member`, when that is the change.
+    pub(super) fn removal_of(&self, member: MemberId) -> Option<EntryId> {
+        self.proposed.filter(|_| matches!(self.kind, ChangeKind::Remove(removed) if removed == member))
+    }
+}
+
 impl Replica {
     /// A directive is carried out only where, and on what, it was decided.
     pub(super) fn check_target(&self, target: Option<&Target>) -> Result<(), Refusal> {
