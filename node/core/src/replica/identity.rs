@@ -289,3 +289,29 @@ fn staleness(seen: &Seen, shown: &Seen) -> Option<String> {
         None
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(incarnation: u64, start_id: u64, promise: u64, durable: (u64, u64)) -> Seen {
+        let durable = LogPosition { epoch: Epoch(durable.0), id: EntryId(durable.1) };
+        Seen { incarnation, start_id, promise: Epoch(promise), durable }
+    }
+
+    #[test]
+    fn an_older_volume_is_known_by_each_of_its_marks() {
+        let before = seen(5, 50, 2, (2, 9));
+        for older in [seen(4, 40, 2, (2, 9)), seen(5, 51, 2, (2, 9)), seen(6, 60, 1, (2, 9)), seen(6, 60, 2, (2, 8))] {
+            assert!(staleness(&before, &older).is_some(), "{older:?}");
+        }
+        assert_eq!(staleness(&before, &seen(6, 60, 2, (2, 9))), None);
+    }
+
+    #[test]
+    fn a_showing_that_was_overtaken_on_the_way_and_a_cut_tail_are_no_older_volume() {
+        let before = seen(5, 50, 2, (2, 9));
+        assert_eq!(staleness(&before, &seen(5, 50, 1, (1, 3))), None);
+        assert_eq!(staleness(&before, &seen(6, 60, 3, (1, 3))), None);
+    }
+}
