@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use crate::driver::{CallError, Handle, random_u64};
 pub use remote::Remote;
+use remote::RemoteError;
 
 /// How long the own replica may take to answer.
 const OWN_ANSWER: Duration = Duration::from_secs(10);
@@ -70,6 +71,18 @@ pub enum BootstrapError {
     Refused(String),
     #[error(transparent)]
     Node(#[from] CallError),
+}
+
+/// Why a try did not succeed: another may, or none ever will.
+enum Problem {
+    Passing(RemoteError),
+    Final(BootstrapError),
+}
+
+impl From<RemoteError> for Problem {
+    fn from(error: RemoteError) -> Self {
+        Self::Passing(error)
+    }
 }
 
 /// Runs until the node is what it was told to be; for a follower, until the process ends. May be

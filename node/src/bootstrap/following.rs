@@ -8,7 +8,7 @@ use kv_core::status::{NodeStatus, Role};
 use tokio::time::Instant;
 
 use super::remote::RemoteError;
-use super::{BootstrapError, Pauses, Remote, own_info, own_status};
+use super::{BootstrapError, Pauses, Problem, Remote, own_info, own_status};
 use crate::driver::Handle;
 
 /// How long a registration may take to show: the leader connects, and sends what is missing.
@@ -48,17 +48,6 @@ pub(super) async fn follow(handle: &Handle, remote: &Remote, urls: &[String]) ->
 /// A leader feeds this node: it has caught up with one that it hears.
 fn is_member(view: &View) -> bool {
     view.role == Role::Leader || view.caught_up
-}
-
-enum Problem {
-    Passing(RemoteError),
-    Final(BootstrapError),
-}
-
-impl From<RemoteError> for Problem {
-    fn from(error: RemoteError) -> Self {
-        Self::Passing(error)
-    }
 }
 
 async fn register(handle: &Handle, remote: &Remote, urls: &[String]) -> Result<(), Problem> {

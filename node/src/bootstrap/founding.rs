@@ -8,9 +8,8 @@ use kv_core::group::{ClusterId, MemberInfo, NodeName, Settings};
 use kv_core::status::{NodeStatus, ReplicaStatus};
 use tokio::time::Instant;
 
-use super::remote::RemoteError;
 use super::{
-    BootstrapError, ListedMember, OWN_ANSWER, Pauses, Remote, following, new_cluster_id, own_info, own_status,
+    BootstrapError, ListedMember, OWN_ANSWER, Pauses, Problem, Remote, following, new_cluster_id, own_info, own_status,
 };
 use crate::driver::Handle;
 
@@ -67,17 +66,6 @@ enum Step {
     GoOn,
     /// The group exists without this volume: it comes back as a learner.
     Register,
-}
-
-enum Problem {
-    Passing(RemoteError),
-    Final(BootstrapError),
-}
-
-impl From<RemoteError> for Problem {
-    fn from(error: RemoteError) -> Self {
-        Self::Passing(error)
-    }
 }
 
 async fn bootstrap_own(
