@@ -7,6 +7,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use kv_node::wal::FileStorage;
@@ -384,11 +385,12 @@ fn the_local_cluster_names_a_port_that_is_in_use() {
 }
 
 /// The first of three client ports that are free, with their peer ports; below the ports that the
-/// system hands out by itself.
+/// system hands out by itself. No two tests get the same: what is free now another may be about to take.
 fn free_ports() -> u16 {
+    static TAKEN: AtomicU16 = AtomicU16::new(0);
     let is_free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
     let first = 10_000 + u16::try_from(std::process::id() % 1000).unwrap() * 10;
-    let mut candidates = (first..first + 2000).step_by(5);
+    let mut candidates = std::iter::from_fn(|| Some(first + 5 * TAKEN.fetch_add(1, Ordering::Relaxed))).take(200);
     candidates.find(|base| (*base..base + 3).all(|port| is_free(port) && is_free(port + 1000))).unwrap()
 }
 

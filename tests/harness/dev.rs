@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::net::TcpListener;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
@@ -113,10 +114,12 @@ fn signal(pid: i32, signal: Signal) {
     kill_process(to_pid(pid), signal).expect("a signal reaches our own child");
 }
 
-/// A port on localhost with room for three nodes and their peers' ports.
+/// A port on localhost with room for three nodes and their peers' ports. No two tests get the same: what
+/// is free now another may be about to take.
 fn free_base_port() -> u16 {
-    let start = 20_000 + u16::try_from(std::process::id() % 10_000).expect("bounded");
-    let mut bases = (start..31_000).step_by(10);
+    static TAKEN: AtomicU16 = AtomicU16::new(0);
+    let start = 20_000 + u16::try_from(std::process::id() % 1000).expect("bounded") * 10;
+    let mut bases = std::iter::from_fn(|| Some(start + 5 * TAKEN.fetch_add(1, Ordering::Relaxed))).take(200);
     let free =
         |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok() && TcpListener::bind(("0.0.0.0", port)).is_ok();
     bases

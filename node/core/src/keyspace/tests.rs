@@ -93,46 +93,45 @@ fn collected_ids_are_those_of_lines_still_needed() {
     assert_eq!((live, history), (vec![4], vec![2, 3, 5]));
 }
 
-/// Key `k` is written by every id that its number divides, so its value at any id is known.
+/// Each id changes one key, as each entry does: every eighth creates or deletes `d`, all others write
+/// `k` with their remainder, so the state at any id is known.
 #[test]
 #[allow(clippy::disallowed_methods, reason = "readers beside apply are what is tested")]
 fn at_equal_ids_concurrent_reads_give_equal_answers() {
-    const KEYS: u64 = 7;
-    const LAST: u64 = 200_000;
+    const TURN: u64 = 8;
+    const LAST: u64 = 400_000;
     let keyspace = Keyspace::new(EntryId::ZERO, 1);
     keyspace.finish_loading();
     let done = AtomicBool::new(false);
-    let true_at = |at: u64, n: u64| Some(at / n * n).filter(|&id| id > 0);
+    let written_at = |at: u64, n: u64| Some(at.saturating_sub(n) / TURN * TURN + n).filter(|&id| id <= at);
     std::thread::scope(|scope| {
         let reader = || {
             let mut reads = 0_u64;
-            while !done.load(Ordering::Relaxed) || reads < KEYS {
-                let n = reads % KEYS + 1;
+            while !done.load(Ordering::Relaxed) || reads < TURN {
+                let n = reads % (TURN - 1) + 1;
                 let read = keyspace.get(&format!("k{n}"));
-                assert_eq!(read.found.map(|current| current.id.0), true_at(read.at.0, n), "k{n} at {}", read.at);
+                assert_eq!(read.found.map(|current| current.id.0), written_at(read.at.0, n), "k{n} at {}", read.at);
                 let page = keyspace.page("d", None, 10);
-                // Exists after odd ids and not after even ones.
-                assert_eq!(page.found.keys.len() as u64, page.at.0 % 2, "page at {}", page.at);
+                assert_eq!(page.found.keys.len() as u64, page.at.0 / TURN % 2, "page at {}", page.at);
                 reads += 1;
             }
             reads
         };
         let readers = [scope.spawn(reader), scope.spawn(reader)];
-        let history_limit = 2;
         for id in (1..=LAST).map(EntryId) {
-            for n in (1..=KEYS).filter(|n| id.0 % n == 0) {
-                let key = key(&format!("k{n}"));
-                keyspace.put(Put { key: &key, value: b"1"[..].into(), version: id.0 / n, id, history_limit });
-            }
-            let key = key("d");
-            if id.0 % 2 == 1 {
-                keyspace.put(Put { key: &key, value: b"1"[..].into(), version: 1, id, history_limit });
-            } else {
-                keyspace.remove(&key, id);
+            let (turn, n) = (id.0 / TURN, id.0 % TURN);
+            let put = |name: &str, version| {
+                let (key, value) = (key(name), b"1"[..].into());
+                keyspace.put(Put { key: &key, value, version, id, history_limit: 2 });
+            };
+            match n {
+                0 if turn % 2 == 1 => put("d", 1),
+                0 => drop(keyspace.remove(&key("d"), id)),
+                n => put(&format!("k{n}"), turn + 1),
             }
             keyspace.publish_applied(id);
         }
         done.store(true, Ordering::Relaxed);
-        assert!(readers.map(|reader| reader.join().unwrap()).iter().all(|&reads| reads >= KEYS));
+        assert!(readers.map(|reader| reader.join().unwrap()).iter().all(|&reads| reads >= TURN));
     });
 }
