@@ -2,45 +2,36 @@
 //! demand. For tests and simulation: everything it does follows from the calls and a seed. Never used
 //! by a running node.
 
+mod inode;
+mod loss;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::storage::{Storage, StorageFile};
-
-/// Small, so that small tests tear in many places.
-pub const PAGE_BYTES: usize = 64;
-
-/// What a loss of power leaves of what was not synced.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Survives {
-    Nothing,
-    Everything,
-    /// Each page, each length and each name by itself, as the seed decides.
-    Some(u64),
-}
-
-#[derive(Debug, Clone, Default)]
-struct Inode {
-    now: Vec<u8>,
-    durable: Vec<u8>,
-}
+use inode::Inode;
+pub use inode::PAGE_BYTES;
+use loss::NameChange;
+pub use loss::{Survives, Survivors};
 
 type Names = BTreeMap<String, u64>;
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Disk {
     inodes: BTreeMap<u64, Inode>,
     names: Names,
     durable_names: Names,
-    /// `(from, to)` of renames whose directories were not synced since.
-    renames: Vec<(String, String)>,
+    /// What makes `names` of `durable_names`, in order: each may be lost by itself.
+    name_changes: Vec<NameChange>,
     next_inode: u64,
     /// Calls that changed something, so far.
     calls: u64,
     /// The call that the power fails at; it may be done by half.
     power_fails_at: Option<u64>,
     sync_fails_at: Option<u64>,
+    /// The call at which a sync failed last.
+    failed_sync: Option<u64>,
     capacity_bytes: Option<u64>,
 }
 
@@ -65,9 +56,15 @@ impl MemoryStorage {
         self.lock().power_fails_at = Some(call);
     }
 
-    /// The first sync at or behind this call fails; nothing of it is durable.
+    /// The first sync at or behind this call fails. What it covered can be read until the power fails, and is
+    /// then lost, whatever is synced later.
     pub fn sync_fails_at(&self, call: u64) {
         self.lock().sync_fails_at = Some(call);
+    }
+
+    /// The call at which a sync failed last; None: none did.
+    pub fn failed_sync(&self) -> Option<u64> {
+        self.lock().failed_sync
     }
 
     /// None: unlimited.
@@ -75,36 +72,26 @@ impl MemoryStorage {
         self.lock().capacity_bytes = capacity;
     }
 
-    /// The disk as it is found when the power is back.
+    /// Everything is durable from now on, as a kernel may see to at any time.
+    pub fn write_back(&self) {
+        let mut disk = self.lock();
+        disk.inodes.values_mut().for_each(Inode::sync);
+        disk.durable_names = disk.names.clone();
+        disk.name_changes.clear();
+    }
+
+    /// The disk as the next process finds it after this one was killed: what was written can be read.
     #[must_use]
-    pub fn after_power_loss(&self, survives: Survives) -> Self {
-        let disk = self.lock();
-        let mut chance = Chance(match survives {
-            Survives::Some(seed) => seed,
-            Survives::Nothing | Survives::Everything => 0,
-        });
-        let mut takes_new = || match survives {
-            Survives::Nothing => false,
-            Survives::Everything => true,
-            Survives::Some(_) => chance.coin(),
-        };
-        let names = surviving_names(&disk, &mut takes_new);
-        let inodes = names.values().map(|id| (*id, settled(surviving_bytes(&disk.inodes[id], &mut takes_new))));
-        let found = Disk {
-            inodes: inodes.collect(),
-            durable_names: names.clone(),
-            names,
-            next_inode: disk.next_inode,
-            capacity_bytes: disk.capacity_bytes,
-            ..Disk::default()
-        };
-        Self(Arc::new(Mutex::new(found)))
+    pub fn after_kill(&self) -> Self {
+        let mut disk = self.lock().clone();
+        (disk.calls, disk.power_fails_at, disk.sync_fails_at, disk.failed_sync) = (0, None, None, None);
+        Self(Arc::new(Mutex::new(disk)))
     }
 
     /// The bytes of a file; None: there is none.
     pub fn contents(&self, name: &str) -> Option<Vec<u8>> {
         let disk = self.lock();
-        disk.names.get(name).map(|id| disk.inodes[id].now.clone())
+        disk.names.get(name).map(|id| disk.inodes[id].bytes().to_vec())
     }
 
     /// Changes a file behind everybody's back, durably.
@@ -112,8 +99,9 @@ impl MemoryStorage {
         let mut disk = self.lock();
         let id = *disk.names.get(name).expect("a test tampers with a file that exists");
         let inode = disk.inodes.get_mut(&id).expect("names have inodes");
-        change(&mut inode.now);
-        inode.durable = inode.now.clone();
+        let mut bytes = inode.bytes().to_vec();
+        change(&mut bytes);
+        *inode = Inode::settled(bytes);
     }
 
     /// All names, with their directories.
@@ -128,59 +116,6 @@ impl MemoryStorage {
 
 fn lock(disk: &Mutex<Disk>) -> MutexGuard<'_, Disk> {
     disk.lock().expect("no code panics while it holds the disk")
-}
-
-fn settled(bytes: Vec<u8>) -> Inode {
-    Inode { now: bytes.clone(), durable: bytes }
-}
-
-/// Each name is as it was synced or as it is now, by itself, except that both names of a rename share
-/// their fate, as they do on file systems with a journal.
-fn surviving_names(disk: &Disk, takes_new: &mut impl FnMut() -> bool) -> Names {
-    let mut found = Names::new();
-    let mut fates: BTreeMap<&str, bool> = BTreeMap::new();
-    for (from, to) in &disk.renames {
-        let fate = fates.get(from.as_str()).or(fates.get(to.as_str())).copied().unwrap_or_else(&mut *takes_new);
-        fates.extend([(from.as_str(), fate), (to.as_str(), fate)]);
-    }
-    let all: std::collections::BTreeSet<_> = disk.names.keys().chain(disk.durable_names.keys()).collect();
-    for name in all {
-        let (old, new) = (disk.durable_names.get(name), disk.names.get(name));
-        let is_new = old == new || fates.get(name.as_str()).copied().unwrap_or_else(&mut *takes_new);
-        let kept = if is_new { new } else { old };
-        found.extend(kept.map(|id| (name.clone(), *id)));
-    }
-    found
-}
-
-fn surviving_bytes(inode: &Inode, takes_new: &mut impl FnMut() -> bool) -> Vec<u8> {
-    let Inode { now, durable } = inode;
-    if now == durable {
-        return now.clone();
-    }
-    let len = if now.len() == durable.len() || takes_new() { now.len() } else { durable.len() };
-    let mut found = vec![0; len];
-    for start in (0..len).step_by(PAGE_BYTES) {
-        let page = start..len.min(start + PAGE_BYTES);
-        let (old, new) = (durable.get(start..).unwrap_or(&[]), now.get(start..).unwrap_or(&[]));
-        let (old, new) = (&old[..old.len().min(page.len())], &new[..new.len().min(page.len())]);
-        let kept = if old == new || takes_new() { new } else { old };
-        found[start..start + kept.len()].copy_from_slice(kept);
-    }
-    found
-}
-
-/// SplitMix64.
-struct Chance(u64);
-
-impl Chance {
-    fn coin(&mut self) -> bool {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) & 1 == 1
-    }
 }
 
 /// How a call goes.
@@ -211,7 +146,7 @@ impl Disk {
         let call = self.calls;
         self.whole_call()?;
         if self.sync_fails_at.is_some_and(|at| call >= at) {
-            self.sync_fails_at = None;
+            (self.sync_fails_at, self.failed_sync) = (None, Some(call));
             return Err(io::Error::other("the disk failed to sync"));
         }
         Ok(())
@@ -222,7 +157,7 @@ impl Disk {
     }
 
     fn used_bytes(&self) -> u64 {
-        self.names.values().map(|id| self.inodes[id].now.len() as u64).sum()
+        self.names.values().map(|id| self.inodes[id].bytes().len() as u64).sum()
     }
 }
 
@@ -255,9 +190,9 @@ impl Storage for MemoryStorage {
         let inode = existing.unwrap_or(disk.next_inode);
         if existing.is_none() {
             disk.next_inode += 1;
-            disk.names.insert(name.to_owned(), inode);
+            disk.change_names(NameChange::Appears { name: name.to_owned(), inode });
         }
-        disk.inodes.entry(inode).or_default().now.clear();
+        disk.inodes.entry(inode).or_default().set_len(0);
         Ok(MemoryFile { disk: Arc::clone(&self.0), inode })
     }
 
@@ -271,27 +206,25 @@ impl Storage for MemoryStorage {
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let mut disk = self.lock();
         disk.whole_call()?;
-        let inode = disk.names.remove(from).ok_or_else(|| not_found(from))?;
-        disk.names.insert(to.to_owned(), inode);
-        disk.renames.push((from.to_owned(), to.to_owned()));
+        let inode = *disk.names.get(from).ok_or_else(|| not_found(from))?;
+        disk.change_names(NameChange::Moves { from: from.to_owned(), to: to.to_owned(), inode });
         Ok(())
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
         let mut disk = self.lock();
         disk.whole_call()?;
-        disk.names.remove(name).map(drop).ok_or_else(|| not_found(name))
+        if !disk.names.contains_key(name) {
+            return Err(not_found(name));
+        }
+        disk.change_names(NameChange::Goes { name: name.to_owned() });
+        Ok(())
     }
 
     fn sync_dir(&self, dir: &str) -> io::Result<()> {
         let mut disk = self.lock();
         disk.sync_call()?;
-        let elsewhere = |name: &String| directory_of(name) != dir;
-        let mut durable: Names =
-            disk.durable_names.iter().filter(|(name, _)| elsewhere(name)).map(|(n, i)| (n.clone(), *i)).collect();
-        durable.extend(disk.names.iter().filter(|(name, _)| !elsewhere(name)).map(|(n, i)| (n.clone(), *i)));
-        disk.durable_names = durable;
-        disk.renames.retain(|(from, to)| directory_of(from) != dir && directory_of(to) != dir);
+        disk.sync_names(dir);
         Ok(())
     }
 
@@ -313,7 +246,7 @@ impl StorageFile for MemoryFile {
         disk.alive()?;
         let offset = usize::try_from(offset).unwrap_or(usize::MAX);
         Ok(self.with(&mut disk, |inode| {
-            let rest = inode.now.get(offset..).unwrap_or(&[]);
+            let rest = inode.bytes().get(offset..).unwrap_or(&[]);
             let n = rest.len().min(buf.len());
             buf[..n].copy_from_slice(&rest[..n]);
             n
@@ -324,7 +257,7 @@ impl StorageFile for MemoryFile {
         let mut disk = lock(&self.disk);
         let power = disk.call()?;
         let start = usize::try_from(offset).expect("test files fit in memory");
-        let len_now = self.with(&mut disk, |inode| inode.now.len());
+        let len_now = self.with(&mut disk, |inode| inode.bytes().len());
         let growth = (start + buf.len()).saturating_sub(len_now) as u64;
         let room = disk.capacity_bytes.map_or(u64::MAX, |capacity| capacity.saturating_sub(disk.used_bytes()));
         let is_full = growth > room;
@@ -333,11 +266,7 @@ impl StorageFile for MemoryFile {
             _ => &buf[..buf.len() / 2],
         };
         if !is_full || (start + part.len()).saturating_sub(len_now) as u64 <= room {
-            self.with(&mut disk, |inode| {
-                let end = start + part.len();
-                inode.now.resize(inode.now.len().max(end), 0);
-                inode.now[start..end].copy_from_slice(part);
-            });
+            self.with(&mut disk, |inode| inode.write(start, part));
         }
         match power {
             Power::Fails => Err(no_power()),
@@ -348,22 +277,27 @@ impl StorageFile for MemoryFile {
 
     fn sync(&self) -> io::Result<()> {
         let mut disk = lock(&self.disk);
-        disk.sync_call()?;
-        self.with(&mut disk, |inode| inode.durable = inode.now.clone());
-        Ok(())
+        let failed_before = disk.failed_sync;
+        let synced = disk.sync_call();
+        if synced.is_ok() {
+            self.with(&mut disk, Inode::sync);
+        } else if disk.failed_sync != failed_before {
+            self.with(&mut disk, Inode::fail_sync);
+        }
+        synced
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         let mut disk = lock(&self.disk);
         disk.whole_call()?;
         let len = usize::try_from(len).expect("test files fit in memory");
-        self.with(&mut disk, |inode| inode.now.resize(len, 0));
+        self.with(&mut disk, |inode| inode.set_len(len));
         Ok(())
     }
 
     fn len(&self) -> io::Result<u64> {
         let mut disk = lock(&self.disk);
         disk.alive()?;
-        Ok(self.with(&mut disk, |inode| inode.now.len() as u64))
+        Ok(self.with(&mut disk, |inode| inode.bytes().len() as u64))
     }
 }
