@@ -4,6 +4,7 @@
 #![cfg(test)]
 
 mod layers;
+mod mutants;
 mod source;
 mod style;
 mod tree;

@@ -21,6 +21,7 @@ pub mod group;
 pub mod heartbeat;
 pub mod keyspace;
 pub mod message;
+pub mod mutant;
 pub mod quorum;
 pub mod replica;
 pub mod sessions;

@@ -11,6 +11,7 @@
 //! | 7      | 4        | 3        |
 
 use crate::entry::EntryId;
+use crate::mutant::{self, Mutant};
 
 /// The smallest number of voters of which any two sets share a member.
 pub fn majority(voters: usize) -> usize {
@@ -24,7 +25,8 @@ pub fn durable_on_majority(durable: &mut [EntryId]) -> EntryId {
         return EntryId::ZERO;
     }
     durable.sort_unstable_by(|a, b| b.cmp(a));
-    durable[majority(durable.len()) - 1]
+    let holders = majority(durable.len()) - usize::from(durable.len() > 1 && mutant::on(Mutant::CommitOnMinority));
+    durable[holders - 1]
 }
 
 /// How an election stands.
@@ -37,7 +39,7 @@ pub enum Tally {
 
 /// `granted` and `refused` count votes of voters alone.
 pub fn tally(voters: usize, granted: usize, refused: usize) -> Tally {
-    if granted >= majority(voters) {
+    if granted >= majority(voters) - usize::from(voters > 1 && mutant::on(Mutant::ElectByMinority)) {
         Tally::Won
     } else if refused > voters - majority(voters) {
         Tally::Lost
@@ -48,7 +50,7 @@ pub fn tally(voters: usize, granted: usize, refused: usize) -> Tally {
 
 /// A voter may go only when those that remain still have a majority that is reachable and caught up.
 pub fn safe_to_remove(remaining_voters: usize, remaining_caught_up: usize) -> bool {
-    remaining_voters > 0 && remaining_caught_up >= majority(remaining_voters)
+    remaining_voters > 0 && (remaining_caught_up >= majority(remaining_voters) || mutant::on(Mutant::RemoveUnsafely))
 }
 
 #[cfg(test)]

@@ -28,6 +28,7 @@ use crate::group::{Configuration, ConfigurationAt, MemberId, MemberInfo};
 use crate::heartbeat::Heard;
 use crate::keyspace::Keyspace;
 use crate::message::{Heartbeat, Hello, Message, Promise};
+use crate::mutant::{self, Mutant};
 use crate::sessions::Sessions;
 use crate::state_machine::StateMachine;
 use candidate::Candidate;
@@ -145,6 +146,7 @@ struct EntryClock {
 impl EntryClock {
     fn now_ms(&self, now: Now) -> u64 {
         match self.ts_ms {
+            _ if mutant::on(Mutant::TimeByWallClock) => now.wall_ms,
             0 => now.wall_ms,
             ts => ts + now.mono_ms.saturating_sub(self.at_mono_ms),
         }
@@ -231,6 +233,9 @@ impl Replica {
             urls: Arc::default(),
             hard,
         };
+        if mutant::on(Mutant::ForgetQuarantineAtRestart) {
+            replica.hard.quarantine = None;
+        }
         replica.log.lost_at(lost.declared_at);
         replica.persist.start(replica.log.last().id, replica.hard.promise);
         replica.schedule_election(now);

@@ -17,6 +17,7 @@ use crate::command::{OperationKind, RequestId};
 use crate::entry::EntryId;
 use crate::group::Settings;
 use crate::keyspace::{read_lock, write_lock};
+use crate::mutant::{self, Mutant};
 pub(crate) use record::digest_write;
 pub use record::{SessionRecord, request_digest};
 
@@ -124,6 +125,9 @@ impl Sessions {
     }
 
     fn find(&self, request: &RequestId, fits: impl Fn(&SessionRecord) -> bool) -> Option<SessionRecord> {
+        if mutant::on(Mutant::ForgetRequests) {
+            return None;
+        }
         let hash = self.hash(request);
         let shard = read_lock(self.shard(hash));
         shard.find(hash, |record| record.request == *request && fits(record)).map(|found| SessionRecord::clone(found))

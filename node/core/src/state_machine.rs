@@ -18,7 +18,8 @@ use crate::command::{Change, Entity, Key, OperationKind, Precondition, RequestId
 use crate::contract::{Base, Written};
 use crate::entry::{Body, Control, Entry, EntryId};
 use crate::group::{FeatureLevel, Settings};
-use crate::keyspace::{History, Keyspace, Locator, Put, push_tight};
+use crate::keyspace::{Current, History, Keyspace, Locator, Put, push_tight};
+use crate::mutant::{self, Mutant};
 use crate::sessions::{SessionRecord, Sessions, digest_write};
 
 /// What apply decided on an entry.
@@ -267,6 +268,9 @@ impl StateMachine {
         if write.id <= self.trusted_until {
             return Ok(());
         }
+        if mutant::on(Mutant::ApplyRefused) {
+            return Ok(());
+        }
         let current = self.keyspace.head(write.key.as_str());
         evaluate_write(current, write.precondition, write.operation())?;
         let version = current.map_or(0, |(_, version)| version);
@@ -332,6 +336,17 @@ impl StateMachine {
 
     fn observe_time(&mut self, ts_ms: Option<u64>) {
         self.last_ts_ms = self.last_ts_ms.max(ts_ms.unwrap_or(0));
+    }
+
+    /// What a snapshot must never do with the state that it replaces.
+    pub(crate) fn merge(&mut self, replaced: &Self) {
+        replaced.keyspace.for_each(&mut |key, versions| {
+            let key = Key::new(key).expect("a key that was applied is legal");
+            let Current { id, version, value } = versions.current.clone();
+            if self.keyspace.head(key.as_str()).is_none() {
+                self.keyspace.put(Put { key: &key, value, version, id, history_limit: 0 });
+            }
+        });
     }
 
     fn put<'a>(&self, key: &'a Key, value: &'a Value, version: u64, id: EntryId) -> Put<'a> {

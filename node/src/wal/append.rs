@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use kv_core::entry::{Body, Control, Entry, EntryId};
 use kv_core::group::ConfigurationAt;
+use kv_core::mutant::{self, Mutant};
 
 use super::manifest::{ActiveFile, FileKind, Manifest, SealedFile, file_name};
 use super::segment::{LogFile, SparseIndex};
@@ -110,7 +111,10 @@ impl<S: Storage> Wal<S> {
                 Err(error) => Err(self.fail(format!("{name}: cutting back a write that found no room: {error}"))),
             },
             Err(error) => Err(self.fail(format!("{name}: {error}"))),
-            Ok(()) => sync(&*file).map_err(|error| self.fail(format!("{name}: {error}"))),
+            Ok(()) if mutant::on(Mutant::SkipSync) => Ok(()),
+            Ok(()) => sync(&*file)
+                .or_else(|error| if mutant::on(Mutant::RetryFailedSync) { sync(&*file) } else { Err(error) })
+                .map_err(|error| self.fail(format!("{name}: {error}"))),
         }
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use kv_core::contract::{Base, HardState};
 use kv_core::entry::LogPosition;
 use kv_core::group::ConfigurationAt;
+use kv_core::mutant::{self, Mutant};
 
 use super::manifest::{ActiveFile, FileKind, Manifest, SealedFile, staged_name};
 use super::recovery::{self, Recovered};
@@ -78,7 +79,9 @@ impl<S: Storage> Wal<S> {
         next.obsolete = covered.iter().map(SealedFile::name).collect();
         files.sort_by_key(|f| (f.kind, f.number));
         next.files = files.iter().chain(&kept).map(without_index).collect();
-        next.hard.committed = next.hard.committed.max(applied);
+        if !mutant::on(Mutant::SwapWithoutCommitted) {
+            next.hard.committed = next.hard.committed.max(applied);
+        }
         next.gaps.retain(|gap| !gap.is_declared || gap.known_from > horizon);
         self.swap(next)?;
         self.configurations.retain(|c| c.id > self.manifest.base.configuration.id);

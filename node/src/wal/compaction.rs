@@ -29,6 +29,7 @@ use std::time::Instant;
 use kv_core::contract::Base;
 use kv_core::entry::{EntryId, LineView};
 use kv_core::keyspace::Keyspace;
+use kv_core::mutant::{self, Mutant};
 use kv_core::sessions::Sessions;
 
 use self::selection::Selection;
@@ -145,7 +146,8 @@ struct Run<S: Storage> {
 impl<S: Storage> Run<S> {
     fn choose(reader: &LogReader<S>, table: &FileTable<S::File>, limit: EntryId) -> Option<Self> {
         let (_active, sealed) = table.log.split_last()?;
-        let mut covered: Vec<_> = sealed.iter().take_while(|file| file.last() <= limit).cloned().collect();
+        let may_go = |file: &LogFile<_>| file.last() <= limit || mutant::on(Mutant::CompactAboveApplied);
+        let mut covered: Vec<_> = sealed.iter().take_while(|file| may_go(file)).cloned().collect();
         // A segment without lines has no last id to be the horizon.
         covered.truncate(covered.iter().rposition(|file| file.last() > EntryId::ZERO)? + 1);
         let newest = covered.last()?;
@@ -179,7 +181,7 @@ impl<S: Storage> Run<S> {
         let mut file = StagedFile::new(FileKind::Sessions, number);
         let mut result = Ok(());
         sessions.for_each_up_to(self.horizon, &mut |record| {
-            if result.is_ok() {
+            if result.is_ok() && !mutant::on(Mutant::CompactionForgetsSessions) {
                 result = file.push(&mut self.staging, record.id, &record.encode());
             }
         });
@@ -198,12 +200,12 @@ impl<S: Storage> Run<S> {
                 Ok(())
             })?;
         }
-        if self.selection.needs_trace() {
+        if self.selection.needs_trace() && !mutant::on(Mutant::CompactionForgetsWrittenKeys) {
             let refused: HashSet<EntryId> = settled.refused.iter().copied().collect();
             let base = self.base_files.iter().filter(|file| file.kind != FileKind::Sessions);
             for file in base.chain(&self.covered) {
                 copy::each_line(file, &mut |view: &LineView<'_>, _| {
-                    if !refused.contains(&view.id) {
+                    if !refused.contains(&view.id) || mutant::on(Mutant::RefusedEntryWinsCompaction) {
                         self.selection.trace(view);
                     }
                     Ok(())

@@ -6,6 +6,7 @@ use std::io;
 use kv_core::contract::{Base, HardState};
 use kv_core::entry::{EntryId, seal_line, verify_line};
 use kv_core::group::ConfigurationAt;
+use kv_core::mutant::{self, Mutant};
 use serde::{Deserialize, Serialize};
 
 use super::segment::SparseIndex;
@@ -184,7 +185,9 @@ impl Manifest {
     pub fn store<S: Storage>(&self, storage: &S) -> io::Result<()> {
         let file = storage.create(MANIFEST_TEMPORARY)?;
         file.write_at(&self.encode(), 0)?;
-        sync(&file)?;
+        if !mutant::on(Mutant::StoreManifestUnsynced) {
+            sync(&file)?;
+        }
         storage.rename(MANIFEST_TEMPORARY, MANIFEST_FILE)?;
         sync_dir(storage, "")
     }

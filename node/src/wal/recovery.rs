@@ -15,6 +15,7 @@ use kv_core::contract::{Base, HardState};
 use kv_core::entry::{Entry, EntryId, Epoch, LogPosition};
 use kv_core::group::{ConfigurationAt, MemberId, NodeName, Settings};
 use kv_core::message::Promise;
+use kv_core::mutant::{self, Mutant};
 use kv_core::state_machine::StateMachine;
 
 use super::hint::Hint;
@@ -270,8 +271,13 @@ fn is_group_of_one(manifest: &Manifest) -> bool {
 fn positions(manifest: &Manifest, hint: Option<Hint>) -> Positions {
     let hint = hint.filter(|hint| hint.lineage == manifest.lineage).unwrap_or_default();
     let committed = manifest.hard.committed.max(hint.committed);
-    let known_durable = hint.durable.max(committed).max(manifest.active.first.prev());
-    let apply_to = if is_group_of_one(manifest) { EntryId(u64::MAX) } else { committed };
+    let known_durable = if mutant::on(Mutant::TakeDamageForTornTail) {
+        EntryId::ZERO
+    } else {
+        hint.durable.max(committed).max(manifest.active.first.prev())
+    };
+    let applies_all = is_group_of_one(manifest) || mutant::on(Mutant::ApplyPastCommittedAtRestart);
+    let apply_to = if applies_all { EntryId(u64::MAX) } else { committed };
     Positions { known_durable, committed, apply_to }
 }
 

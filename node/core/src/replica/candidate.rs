@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 
 use super::persist::Then;
 use super::{Replica, Role};
-use crate::contract::{Failover, Note, Now, Refusal, Target, Token};
+use crate::contract::{Failover, Note, Now, Quarantine, Refusal, Target, Token};
 use crate::entry::{EntryId, Epoch, LogPosition};
 use crate::group::{MemberId, NodeName};
 use crate::message::{Message, Promise, VoteKind, VoteReply, VoteRequest};
+use crate::mutant::{self, Mutant};
 use crate::quorum::{Tally, tally};
 
 /// How long a directive to lead is pursued before it is answered with a refusal: one hand-over, and the
@@ -47,7 +48,7 @@ impl Replica {
     fn is_electable(&self) -> bool {
         self.hard.cluster_id.is_some()
             && self.is_voter()
-            && self.hard.quarantine.is_none()
+            && (self.hard.quarantine.is_none() || mutant::on(Mutant::QuarantinedCampaigns))
             && !self.removed
             && !self.installing // the log that would be stood with is about to be replaced
             && self.is_shown()
@@ -105,6 +106,9 @@ impl Replica {
             self.persist_state();
             self.when_durable(Then::OwnVote);
             self.ask_for_votes();
+            if mutant::on(Mutant::CountOwnVoteUnsynced) {
+                self.on_own_vote(now);
+            }
         }
     }
 
@@ -113,7 +117,7 @@ impl Replica {
         let request = VoteRequest { epoch: candidate.epoch, kind: candidate.kind, last: self.log.last() };
         for voter in self.other_voters() {
             let message = Message::VoteRequest(request.clone());
-            if request.kind == VoteKind::Pre {
+            if request.kind == VoteKind::Pre || mutant::on(Mutant::ClaimEpochBeforePromise) {
                 self.send(voter, message);
             } else {
                 self.when_durable(Then::Send(voter, message)); // the epoch is promised before it is claimed
@@ -127,8 +131,9 @@ impl Replica {
         let promised = self.persist.promised();
         let me = self.me();
         let Role::Candidate(candidate) = &mut self.role else { return };
-        let current =
-            candidate.kind == VoteKind::Pre || (promised == Promise { epoch: candidate.epoch, candidate: Some(me) });
+        let current = candidate.kind == VoteKind::Pre
+            || promised == Promise { epoch: candidate.epoch, candidate: Some(me) }
+            || mutant::on(Mutant::CountOwnVoteUnsynced);
         if current {
             candidate.own_vote = true;
             self.count_votes(now);
@@ -147,7 +152,8 @@ impl Replica {
         if request.epoch > self.epoch() {
             self.adopt_epoch(now, request.epoch);
         }
-        let free = self.hard.promise.candidate.is_none_or(|candidate| candidate == from);
+        let free =
+            self.hard.promise.candidate.is_none_or(|candidate| candidate == from || mutant::on(Mutant::VoteTwice));
         let granted = free && self.would_vote(now, from, &request) && self.leader.is_none();
         if granted {
             self.hard.promise.candidate = Some(from);
@@ -164,13 +170,18 @@ impl Replica {
     }
 
     fn would_vote(&self, now: Now, from: MemberId, request: &VoteRequest) -> bool {
-        let fit = self.hard.quarantine.as_ref().is_none_or(|quarantine| quarantine.may_vote);
-        fit && self.is_shown() && request.last >= self.log.last() && self.heeds(now, from, request)
+        let may_vote = |quarantine: &Quarantine| quarantine.may_vote || mutant::on(Mutant::QuarantinedVotes);
+        let fit = self.hard.quarantine.as_ref().is_none_or(may_vote);
+        let behind = request.last < self.log.last() && !mutant::on(Mutant::SkipVoteRestriction);
+        fit && self.is_shown() && !behind && self.heeds(now, from, request)
     }
 
     fn answer_vote(&mut self, to: MemberId, request: &VoteRequest, granted: bool) {
         let epoch = if granted { request.epoch } else { self.epoch() };
         let reply = VoteReply { epoch, kind: request.kind, granted, last: self.log.last() };
+        if mutant::on(Mutant::VoteBeforePromiseIsDurable) {
+            return self.send(to, Message::VoteReply(reply));
+        }
         // Granted or not, the answer tells of an epoch: promise first, then answer.
         self.when_durable(Then::Send(to, Message::VoteReply(reply)));
     }
@@ -184,7 +195,8 @@ impl Replica {
         }
         let last = self.log.last();
         let Role::Candidate(candidate) = &mut self.role else { return };
-        if reply.kind != candidate.kind || (reply.granted && reply.epoch != candidate.epoch) {
+        let stale = reply.granted && reply.epoch != candidate.epoch && !mutant::on(Mutant::CountStaleVote);
+        if reply.kind != candidate.kind || stale {
             return;
         }
         // A refusal may be a late one, of an earlier campaign: it takes no vote back.

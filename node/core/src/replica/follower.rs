@@ -7,6 +7,7 @@ use crate::contract::{Note, Now, Quarantine};
 use crate::entry::{Body, Control, Entry, EntryId, Epoch};
 use crate::group::{ConfigurationAt, MemberId};
 use crate::message::{Append, AppendAck, AppendResult, Heartbeat, Message, Round};
+use crate::mutant::{self, Mutant};
 
 #[derive(Debug, Default)]
 pub(super) struct Follower {
@@ -29,6 +30,9 @@ impl Replica {
             progress.storage_full = heartbeat.storage_full;
             // That it counts again is told by an acknowledgement alone.
             progress.unfit |= heartbeat.unfit;
+            if mutant::on(Mutant::CountHeartbeatPositions) {
+                progress.matched = progress.matched.max(heartbeat.durable);
+            }
         }
         self.peer(from).report = Some(heartbeat);
         if self.hard.cluster_id.is_none() {
@@ -77,7 +81,7 @@ impl Replica {
 
     /// Takes `from` as the leader of `epoch`. False: this replica has promised a later epoch.
     pub(super) fn follow(&mut self, now: Now, from: MemberId, epoch: Epoch) -> bool {
-        if epoch < self.epoch() {
+        if epoch < self.epoch() && !mutant::on(Mutant::FollowOlderLeader) {
             return false;
         }
         if epoch > self.epoch() {
@@ -87,6 +91,9 @@ impl Replica {
         if matches!(self.role, Role::Candidate(_)) || self.leader != Some(from) {
             self.become_follower(now, epoch);
             self.leader = Some(from);
+            if mutant::on(Mutant::TruncateToCommit) && self.committed < self.log.last().id {
+                self.cut_tail(self.committed);
+            }
             self.lead_wanted = false;
             self.note(Note::Follows { leader: from, epoch });
         }
@@ -100,7 +107,8 @@ impl Replica {
     fn learn_committed(&mut self, leader_committed: EntryId) {
         self.catch_up_to.get_or_insert(leader_committed);
         if let Role::Follower(follower) = &self.role {
-            self.committed = self.committed.max(leader_committed.min(follower.matched));
+            let known = if mutant::on(Mutant::BelieveCommitUnmatched) { self.log.last().id } else { follower.matched };
+            self.committed = self.committed.max(leader_committed.min(known));
         }
     }
 
@@ -150,7 +158,8 @@ impl Replica {
             let hint = self.log.horizon();
             return if reaches { Ok(()) } else { Err(AppendResult::Mismatch { rejected: prev.id, hint }) };
         }
-        if self.log.matches(prev) {
+        let held = prev.id <= self.log.last().id && mutant::on(Mutant::SkipLogMatching);
+        if self.log.matches(prev) || held {
             return Ok(());
         }
         Err(AppendResult::Mismatch { rejected: prev.id, hint: self.log.hint_below(prev) })
@@ -158,10 +167,17 @@ impl Replica {
 
     fn take_entries(&mut self, append: Append) {
         let mut matched = append.prev.id.max(self.log.horizon().id);
+        if mutant::on(Mutant::CutMatchingTail) && append.prev.id < self.log.last().id {
+            self.cut_tail(append.prev.id.max(self.committed));
+        }
         for entry in append.entries {
             let position = entry.position();
             if position.id <= self.log.horizon().id || self.log.matches(position) {
                 matched = matched.max(position.id);
+                continue;
+            }
+            if position.id <= self.log.last().id && mutant::on(Mutant::KeepConflictingTail) {
+                matched = position.id;
                 continue;
             }
             if position.id <= self.log.last().id && !self.cut_tail(position.id.prev()) {
@@ -236,10 +252,11 @@ impl Replica {
 
     /// Acknowledges what is durable and matched, once for a batch of inputs.
     pub(super) fn settle_follower(&mut self) {
-        let durable = self.persist.durable();
+        let durable = if mutant::on(Mutant::AckBeforeFsync) { self.log.last().id } else { self.persist.durable() };
         let speaks = self.persist.promise_is_durable() && (self.is_shown() || self.hard.quarantine.is_some());
         let (Role::Follower(follower), Some(leader)) = (&mut self.role, self.leader) else { return };
-        let positive = (durable.min(follower.matched), follower.round);
+        let matched = if mutant::on(Mutant::AckUnmatched) { durable } else { follower.matched };
+        let positive = (durable.min(matched), follower.round);
         let progressed = follower.acked.is_some_and(|(id, _)| positive.0 > id);
         if !speaks || !(follower.ack_owed || progressed) {
             return;

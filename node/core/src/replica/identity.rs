@@ -9,6 +9,7 @@ use crate::contract::{Effect, Failover, Note, Now, Quarantine};
 use crate::entry::{EntryId, Epoch, LogPosition};
 use crate::group::MemberId;
 use crate::message::{Hello, Message, Promise, Seen};
+use crate::mutant::{self, Mutant};
 use crate::quorum;
 use crate::status::Health;
 
@@ -27,7 +28,7 @@ impl Replica {
     pub(super) fn is_shown(&self) -> bool {
         let voters = self.configuration().voters.len();
         let accepted = self.other_voters().iter().filter(|id| self.shown_to.contains(id)).count();
-        !self.is_voter() || accepted + 1 >= quorum::majority(voters)
+        !self.is_voter() || accepted + 1 >= quorum::majority(voters) || mutant::on(Mutant::ActUnshown)
     }
 
     /// Only what is on disk is shown: it is held against this member at its next start.
@@ -40,7 +41,7 @@ impl Replica {
             cluster_id: self.hard.cluster_id.clone(),
             incarnation: self.hard.incarnation,
             start_id: self.me.start_id,
-            promise: self.persist.promised(),
+            promise: if mutant::on(Mutant::ShowUndurable) { self.hard.promise } else { self.persist.promised() },
             durable: LogPosition { epoch, id: durable },
             feature_level: Self::feature_level_of_this_build(),
             url: self.me.url.clone(),
@@ -98,6 +99,9 @@ impl Replica {
         if seen != shown {
             *self.seen_of(from) = shown;
             self.persist_state();
+        }
+        if mutant::on(Mutant::AcceptBeforeSeenIsDurable) {
+            return self.send(from, Message::Accepted { incarnation: hello.incarnation });
         }
         self.when_durable(Then::Send(from, Message::Accepted { incarnation: hello.incarnation }));
     }
@@ -201,6 +205,11 @@ impl Replica {
 
     pub(super) fn ask_for_refill(&mut self) {
         let unasked = self.hard.quarantine.as_ref().is_some_and(|quarantine| quarantine.until.is_none());
+        if unasked && mutant::on(Mutant::RefillFromFollower) {
+            let epoch = self.epoch();
+            let peers: Vec<MemberId> = self.peers.keys().copied().collect();
+            return peers.into_iter().for_each(|peer| self.send(peer, Message::RefillRequest { epoch }));
+        }
         if let Some(leader) = self.leader.filter(|leader| unasked && *leader != self.me()) {
             let epoch = self.epoch();
             self.send(leader, Message::RefillRequest { epoch });
@@ -208,7 +217,7 @@ impl Replica {
     }
 
     pub(super) fn on_refill_answer(&mut self, from: MemberId, epoch: Epoch, until: EntryId) {
-        let current = epoch == self.epoch() && self.leader == Some(from);
+        let current = epoch == self.epoch() && (self.leader == Some(from) || mutant::on(Mutant::RefillFromFollower));
         if let Some(quarantine) = self.hard.quarantine.as_mut().filter(|q| current && q.until.is_none()) {
             quarantine.until = Some(until);
             self.persist_state();
@@ -219,7 +228,8 @@ impl Replica {
     pub(super) fn finish_refill(&mut self) {
         let applied = self.applied();
         let until = self.hard.quarantine.as_ref().and_then(|quarantine| quarantine.until);
-        if until.is_some_and(|until| until <= applied) && !self.installing {
+        let has_all = |until: EntryId| until <= applied || mutant::on(Mutant::EndQuarantineEarly);
+        if until.is_some_and(has_all) && !self.installing {
             self.hard.quarantine = None;
             self.persist_state();
             self.shown_to.clear();
@@ -274,12 +284,12 @@ impl Replica {
 /// durable ids only those of one promise compare: a later leader may have had the tail cut.
 fn staleness(seen: &Seen, shown: &Seen) -> Option<String> {
     let Seen { incarnation, start_id, promise, durable } = *shown;
-    if incarnation == seen.incarnation && start_id == seen.start_id {
+    if (incarnation == seen.incarnation && start_id == seen.start_id) || mutant::on(Mutant::AcceptRestoredVolume) {
         return None;
     }
     if incarnation < seen.incarnation {
         Some(format!("saw incarnation {}, it shows {incarnation}", seen.incarnation))
-    } else if incarnation == seen.incarnation {
+    } else if incarnation == seen.incarnation && !mutant::on(Mutant::AcceptCopiedVolume) {
         Some(format!("saw another start of incarnation {incarnation}"))
     } else if promise < seen.promise {
         Some(format!("saw a promise of epoch {}, it shows {promise}", seen.promise))

@@ -12,6 +12,7 @@ use crate::contract::{Effect, Note, Now, Refusal, Reply, Token};
 use crate::entry::{Body, Control, Entry, EntryId, Epoch, LogPosition};
 use crate::group::{FEATURE_LEVEL, FeatureLevel, MemberId};
 use crate::message::{Append, AppendAck, AppendResult, Message, Round};
+use crate::mutant::{self, Mutant};
 use crate::quorum;
 use crate::status::Health;
 
@@ -54,7 +55,8 @@ impl Replica {
         let others = self.other_voters();
         let progress = others.into_iter().map(|id| (id, Progress::new(last.id.next(), now.mono_ms))).collect();
         // A majority that votes for last id 0 proves that nothing was ever committed: no epoch start.
-        let inherited = if last.id == EntryId::ZERO { EntryId::ZERO } else { last.id.next() };
+        let nothing = last.id == EntryId::ZERO && !mutant::on(Mutant::EpochStartOnEmptyLog);
+        let inherited = if nothing { EntryId::ZERO } else { last.id.next() };
         self.role = Role::Leader(Box::new(Leader {
             inherited,
             progress,
@@ -68,7 +70,7 @@ impl Replica {
         self.leader = Some(self.me());
         self.lead_wanted = false;
         self.catch_up_to = Some(inherited);
-        if inherited > EntryId::ZERO {
+        if inherited > EntryId::ZERO && !mutant::on(Mutant::NoEpochStart) {
             let leader = self.me();
             self.append_control(now, Control::Epoch { leader });
             self.declare_lost(now);
@@ -120,6 +122,10 @@ impl Replica {
         self.note(Note::Deposed { by, unknown_outcomes: unknown.len() });
         let change = change.and_then(|change| change.token);
         for token in unknown.into_iter().chain(control_waiting.into_iter().map(|(_, t)| t)).chain(change) {
+            if mutant::on(Mutant::DeposedSaysNotProposed) {
+                self.refuse(token, Refusal::NotLeader { leader: None });
+                continue;
+            }
             self.refuse(token, Refusal::OutcomeUnknown);
         }
         for token in unproposed.into_iter().chain(rounds.into_waiting()) {
@@ -143,7 +149,8 @@ impl Replica {
             return;
         }
         let (last, mine) = (self.log.last().id, self.epoch());
-        if ack.epoch != mine || !matches!(self.role, Role::Leader(_)) {
+        let stale = ack.epoch != mine && !mutant::on(Mutant::CountStaleAck);
+        if stale || !matches!(self.role, Role::Leader(_)) {
             return;
         }
         if let AppendResult::Durable(id) = ack.result {
@@ -291,7 +298,9 @@ impl Replica {
         let last = if self.is_only_voter() { self.persist.durable() } else { self.log.last().id };
         let Role::Leader(leader) = &self.role else { return last };
         match leader.change.as_ref().and_then(|change| change.removal_of(peer)) {
-            Some(removal) if removal > self.committed => last.min(removal.prev()),
+            Some(removal) if removal > self.committed && !mutant::on(Mutant::SendRemovalToTheRemoved) => {
+                last.min(removal.prev())
+            }
             _ => last,
         }
     }
@@ -324,20 +333,26 @@ impl Replica {
         let may_count = self.may_acknowledge();
         let Role::Leader(leader) = &self.role else { return };
         let counted = |voter: MemberId| match leader.progress.get(&voter) {
+            _ if voter == me && mutant::on(Mutant::CommitOwnUnsynced) => self.log.last().id,
             _ if voter == me => durable,
-            Some(progress) if !progress.unfit => progress.matched,
+            Some(progress) if !progress.unfit || mutant::on(Mutant::CountUnfit) => progress.matched,
             _ => EntryId::ZERO,
         };
         let mut ids: Vec<EntryId> = self.configuration().ids().map(counted).collect();
+        if mutant::on(Mutant::CountLearners) {
+            ids.extend(leader.learners.keys().map(|&learner| counted(learner)));
+        }
         let id = quorum::durable_on_majority(&mut ids);
         // Entries of earlier epochs are committed only beneath one of the own (Raft paper, figure 8).
-        if may_count && id > self.committed && self.log.epoch_at(id) == Some(self.epoch()) {
+        let is_own = self.log.epoch_at(id) == Some(self.epoch()) || mutant::on(Mutant::CommitOldEpoch);
+        if may_count && id > self.committed && is_own {
             self.committed = id;
         }
     }
 
     pub(super) fn is_ready_to_decide(&self) -> bool {
-        matches!(&self.role, Role::Leader(leader) if self.applied() >= leader.inherited)
+        let has_applied = |id| self.applied() >= id || mutant::on(Mutant::DecideBeforeInherited);
+        matches!(&self.role, Role::Leader(leader) if has_applied(leader.inherited))
     }
 
     pub(super) fn tick_leader(&mut self, now: Now) {
@@ -352,7 +367,9 @@ impl Replica {
         for progress in leader.progress.values_mut().filter(|p| p.unfit && p.pace == Pace::Replicate) {
             progress.probe(progress.next, now.mono_ms);
         }
-        if leader.transfer.as_ref().is_some_and(|transfer| now.mono_ms >= transfer.until_ms) {
+        let is_over =
+            |transfer: &Transfer| now.mono_ms >= transfer.until_ms && !mutant::on(Mutant::NeverGiveUpHandOver);
+        if leader.transfer.as_ref().is_some_and(is_over) {
             self.give_up_transfer(now);
         }
         self.raise_feature_level(now);
@@ -388,7 +405,7 @@ impl Replica {
         let Role::Leader(leader) = &mut self.role else { return };
         let Leader { transfer: Some(transfer), progress, .. } = &mut **leader else { return };
         let caught_up = progress.get(&transfer.target).is_some_and(|p| p.matched >= last && !p.unfit);
-        if caught_up && all_answered && !transfer.told {
+        if ((caught_up && all_answered) || mutant::on(Mutant::HandOverTooEarly)) && !transfer.told {
             transfer.told = true;
             let target = transfer.target;
             self.send(target, Message::TimeoutNow { epoch });
@@ -437,6 +454,7 @@ impl Replica {
         let oldest = EntryId(applied.0.saturating_sub(RETENTION_ENTRIES_MAX));
         let needed_by = |(&id, progress): (&MemberId, &Progress)| match progress.floor {
             Some(floor) => Some(floor),
+            None if mutant::on(Mutant::CompactPastVoter) => None,
             None if self.is_reachable(now, id) && self.configuration().contains(id) => Some(progress.matched),
             None => None,
         };

@@ -11,6 +11,7 @@ use crate::group::{
     ClusterId, Configuration, ConfigurationAt, FEATURE_LEVEL, MemberId, MemberInfo, NodeName, Settings, VOTERS_MAX,
 };
 use crate::message::{Message, Promise};
+use crate::mutant::{self, Mutant};
 use crate::quorum;
 
 /// Learners that one leader keeps.
@@ -56,7 +57,7 @@ impl Replica {
         let same = self.hard.cluster_id.as_ref() == Some(cluster_id)
             && *target_member_id == self.me()
             && *if_config_id == self.config_id();
-        if same { Ok(()) } else { Err(self.identity_mismatch()) }
+        if same || mutant::on(Mutant::IgnoreTarget) { Ok(()) } else { Err(self.identity_mismatch()) }
     }
 
     fn identity_mismatch(&self) -> Refusal {
@@ -158,8 +159,10 @@ impl Replica {
         let known = self.configuration().voters.iter().chain(leader.learners.values().map(|learner| &learner.info));
         let mut holders = known.filter(|k| k.name == member.name && k.member_id != member.member_id);
         match holders.find(|holder| holder.member_id == self.me() || self.was_heard(now, holder.member_id)) {
-            Some(holder) => Err(Refusal::NameTaken { holder: holder.member_id }),
-            None => Ok(()),
+            Some(holder) if !mutant::on(Mutant::TakeNameOfTheLiving) => {
+                Err(Refusal::NameTaken { holder: holder.member_id })
+            }
+            _ => Ok(()),
         }
     }
 
@@ -200,7 +203,9 @@ impl Replica {
             None => Some("add it as a learner first".to_owned()),
             Some(learner) if learner.replaces.is_some() => Some("the leader replaces it by itself".to_owned()),
             Some(_) if too_many => Some(format!("a group has at most {VOTERS_MAX} voters")),
-            Some(_) if leader.change.is_some() => Some("another change of voters is under way".to_owned()),
+            Some(_) if leader.change.is_some() && !mutant::on(Mutant::ChangeWhileChanging) => {
+                Some("another change of voters is under way".to_owned())
+            }
             Some(_) if !self.is_reachable(now, member.member_id) => Some("the learner is not reachable".to_owned()),
             Some(_) if !self.is_caught_up(member.member_id) => Some("the learner has not caught up yet".to_owned()),
             Some(_) => None,
@@ -222,7 +227,9 @@ impl Replica {
         let enough = EntryId(self.committed.0.saturating_sub(CAUGHT_UP_ENTRIES));
         // Its answer counts, not an empty log's distance from a short one.
         let caught_up = |p: &Progress| p.pace == Pace::Replicate && p.matched >= enough && !p.unfit;
-        member == self.me() || leader.progress.get(&member).is_some_and(caught_up)
+        member == self.me()
+            || leader.progress.get(&member).is_some_and(caught_up)
+            || mutant::on(Mutant::PromoteBeforeCaughtUp)
     }
 
     pub(super) fn on_remove_member(&mut self, now: Now, token: Token, target: Option<Target>, member: MemberId) {
@@ -282,7 +289,9 @@ impl Replica {
             self.append_control(now, Control::Epoch { leader });
         }
         let own_committed = self.log.epoch_at(self.committed) == Some(self.epoch());
-        if !own_committed || self.config_id() > self.committed {
+        let too_soon = !own_committed && !mutant::on(Mutant::ChangeBeforeOwnEpoch);
+        let changing = self.config_id() > self.committed && !mutant::on(Mutant::ChangeWhileChanging);
+        if too_soon || changing {
             return;
         }
         if let ChangeKind::Remove(member) = kind
@@ -293,6 +302,10 @@ impl Replica {
         let mut voters = self.configuration().voters.clone();
         match kind {
             ChangeKind::Add(member) => voters.push(member),
+            ChangeKind::Remove(member) if mutant::on(Mutant::ReplaceInOneEntry) => {
+                voters.retain(|v| v.member_id != member);
+                voters.extend(self.replacement_of(member));
+            }
             ChangeKind::Remove(member) => voters.retain(|v| v.member_id != member),
         }
         let id = self.append_control(now, Control::Config(Configuration::new(voters)));
@@ -301,6 +314,11 @@ impl Replica {
         {
             change.proposed = Some(id);
         }
+    }
+
+    fn replacement_of(&self, member: MemberId) -> Option<MemberInfo> {
+        let Role::Leader(leader) = &self.role else { return None };
+        leader.learners.values().find(|learner| learner.replaces == Some(member)).map(|learner| learner.info.clone())
     }
 
     /// It waited for its turn, and what was true when it was asked for is not any more.

@@ -8,6 +8,7 @@ use crate::contract::{Effect, Now, Persist, Reply, Token};
 use crate::entry::EntryId;
 use crate::group::MemberId;
 use crate::message::{Message, Promise};
+use crate::mutant::{self, Mutant};
 
 /// What to do once a number is durable.
 #[derive(Debug)]
@@ -67,6 +68,9 @@ impl PersistQueue {
     /// A cut lowers what appends that are still under way will have made durable.
     fn cut(&mut self, keep: EntryId) {
         self.durable = self.durable.min(keep);
+        if mutant::on(Mutant::CutForgetsWhatIsUnderWay) {
+            return;
+        }
         for (_, then) in &mut self.waiting {
             if let Then::Durable(id) = then {
                 *id = (*id).min(keep);

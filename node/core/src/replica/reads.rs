@@ -10,6 +10,7 @@ use crate::contract::{Now, Refusal, Reply, Token};
 use crate::entry::{EntryId, Epoch};
 use crate::group::MemberId;
 use crate::message::{Message, Round};
+use crate::mutant::{self, Mutant};
 use crate::quorum;
 
 /// The lease is this part of the heartbeat time-out, in percent, from the sending of a round.
@@ -64,11 +65,11 @@ impl Rounds {
         self.current
     }
 
-    fn confirm(&mut self, round: Round) {
+    fn confirm(&mut self, round: Round, now: Now) {
         self.confirmed = self.confirmed.max(round);
         while let Some(&(sent, at_ms)) = self.sent.front().filter(|(sent, _)| *sent <= round) {
             debug_assert!(sent <= round, "rounds are confirmed in order");
-            self.confirmed_sent_ms = Some(at_ms);
+            self.confirmed_sent_ms = Some(if mutant::on(Mutant::LeaseFromAnswer) { now.mono_ms } else { at_ms });
             self.sent.pop_front();
         }
     }
@@ -79,7 +80,9 @@ impl Rounds {
 
     /// Waits for a round that begins after now.
     fn ask(&mut self, token: Option<Token>, applied: EntryId, question: Question) {
-        let waiting = Waiting { token, round: Round(self.current.0 + 1), applied, question };
+        let begun = matches!(question, Question::ReadIndex) && mutant::on(Mutant::ReadByEarlierRound);
+        let round = if begun { self.current } else { Round(self.current.0 + 1) };
+        let waiting = Waiting { token, round, applied, question };
         self.wanted = true;
         match waiting.question {
             Question::ReadIndex => self.reads.push_back(waiting),
@@ -89,7 +92,13 @@ impl Rounds {
 
     fn pop_due(&mut self, applied: EntryId) -> Option<Waiting> {
         let confirmed = self.confirmed;
-        let due = |w: &Waiting| w.round <= confirmed && w.applied <= applied;
+        let unconfirmed = |w: &Waiting| match w.question {
+            Question::ReadIndex => mutant::on(Mutant::ReadWithoutRound),
+            Question::Refused(_) => mutant::on(Mutant::RefuseUnconfirmed),
+            Question::Refill(_) => mutant::on(Mutant::RefillUnconfirmed),
+            Question::RequestStatus(..) => false,
+        };
+        let due = |w: &Waiting| (w.round <= confirmed || unconfirmed(w)) && w.applied <= applied;
         let line = if self.reads.front().is_some_and(due) { &mut self.reads } else { &mut self.others };
         if line.front().is_some_and(due) { line.pop_front() } else { None }
     }
@@ -102,6 +111,7 @@ impl Rounds {
 impl Replica {
     pub(super) fn on_read_index(&mut self, token: Token) {
         let needs = match &self.role {
+            Role::Leader(_) if mutant::on(Mutant::ReadBeforeInherited) => self.committed,
             Role::Leader(leader) => self.committed.max(leader.inherited),
             _ => self.committed,
         };
@@ -130,6 +140,9 @@ impl Replica {
             return;
         }
         let last = self.log.last().id;
+        if !matches!(self.role, Role::Leader(_)) && mutant::on(Mutant::RefillFromFollower) {
+            self.send(from, Message::RefillAnswer { epoch, until: self.applied() });
+        }
         if let Role::Leader(leader) = &mut self.role
             && leader.rounds.waiting() < self.limits.reads_max
         {
@@ -143,7 +156,8 @@ impl Replica {
         }
         let mine = self.epoch();
         if let Role::Leader(leader) = &mut self.role
-            && let Some(progress) = leader.progress.get_mut(&from).filter(|_| epoch == mine)
+            && let Some(progress) = leader.progress.get_mut(&from)
+            && (epoch == mine || mutant::on(Mutant::CountStaleRound))
         {
             progress.acked_round = progress.acked_round.max(round);
         }
@@ -152,11 +166,11 @@ impl Replica {
     /// Begins the round that somebody waits for, unless one is still on its way; answers what a
     /// majority has confirmed.
     pub(super) fn advance_rounds(&mut self, now: Now) {
-        self.confirm_rounds();
+        self.confirm_rounds(now);
         let Role::Leader(leader) = &self.role else { return };
         if leader.rounds.wanted && leader.rounds.confirmed == leader.rounds.current {
             self.send_round(now);
-            self.confirm_rounds();
+            self.confirm_rounds(now);
         }
         self.answer_confirmed();
     }
@@ -175,7 +189,7 @@ impl Replica {
         }
     }
 
-    fn confirm_rounds(&mut self) {
+    fn confirm_rounds(&mut self, now: Now) {
         let me = self.me();
         let fit = self.is_shown();
         let Role::Leader(leader) = &self.role else { return };
@@ -189,7 +203,7 @@ impl Replica {
         if let Role::Leader(leader) = &mut self.role
             && fit
         {
-            leader.rounds.confirm(round);
+            leader.rounds.confirm(round, now);
         }
     }
 
@@ -223,7 +237,7 @@ impl Replica {
     /// Until when default reads are answered here.
     pub(super) fn lease_until_ms(&self) -> u64 {
         let Role::Leader(leader) = &self.role else { return 0 };
-        if self.is_only_voter() {
+        if self.is_only_voter() || mutant::on(Mutant::LeaseNeverLapses) {
             return u64::MAX;
         }
         let lease_ms = self.tuning.heartbeat_timeout_ms * LEASE_PERCENT / 100;

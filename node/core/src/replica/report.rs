@@ -9,6 +9,7 @@ use crate::contract::{Effect, Now, View};
 use crate::entry::EntryId;
 use crate::group::{MemberId, MemberInfo};
 use crate::message::{Heartbeat, Lead, Message};
+use crate::mutant::{self, Mutant};
 use crate::status::{Health, LeaderStatus, MemberStatus, ReplicaStatus, Role as RoleName};
 
 impl Replica {
@@ -16,7 +17,7 @@ impl Replica {
         let lead = self.current_round().map(|round| Lead { round, committed: self.committed });
         Heartbeat {
             // What is on disk: it is held against this member at its next start.
-            epoch: self.persist.promised().epoch,
+            epoch: if mutant::on(Mutant::ShowUndurable) { self.epoch() } else { self.persist.promised().epoch },
             lead,
             leader: self.leader,
             last: self.log.last().id,
@@ -59,7 +60,9 @@ impl Replica {
             epoch: self.epoch(),
             leader: self.leader,
             lease_until_mono_ms: self.lease_until_ms(),
-            serves: self.hard.cluster_id.is_some() && self.hard.quarantine.is_none() && !self.installing,
+            serves: self.hard.cluster_id.is_some()
+                && (self.hard.quarantine.is_none() || mutant::on(Mutant::QuarantinedServes))
+                && !self.installing,
             caught_up: self.is_caught_up_with_leader(now),
             committed: self.committed,
             compaction_limit: self.compaction_limit(now),

@@ -8,6 +8,7 @@ use crate::entry::{Body, Control, Entry, EntryId, Epoch, LogPosition};
 use crate::group::{ClusterId, MemberId};
 use crate::heartbeat::Heard;
 use crate::message::Promise;
+use crate::mutant::{self, Mutant};
 use crate::state_machine::Outcome;
 
 /// The hard state, with its committed id and what was seen of others, is saved at least this often.
@@ -40,7 +41,8 @@ impl Replica {
         if self.installing {
             return;
         }
-        let up_to = self.committed.min(self.persist.durable());
+        let durable = if mutant::on(Mutant::ApplyAheadOfDisk) { self.log.last().id } else { self.persist.durable() };
+        let up_to = self.committed.min(durable);
         while self.applied() < up_to {
             let id = self.applied().next();
             let entry = self.log.get(id).expect("what is not applied is in memory").clone();
@@ -85,7 +87,8 @@ impl Replica {
         let empty = self.hard.cluster_id.is_none();
         let same_group = self.hard.cluster_id.as_ref().is_none_or(|mine| *mine == cluster_id);
         // It was overtaken by appends: what stands above it may have been acknowledged, and must stay.
-        let overtaken = position.id < self.committed || (!empty && self.log.matches(position));
+        let overtaken = (position.id < self.committed || (!empty && self.log.matches(position)))
+            && !mutant::on(Mutant::InstallOvertakenSnapshot);
         if self.installing || !same_group || overtaken || !(empty || self.follow(now, from, epoch)) {
             return; // the leader finds out by probing, and sends another if it is still needed
         }
@@ -105,7 +108,10 @@ impl Replica {
         let applied = boot.state.applied();
         self.persist_installed(now);
         self.installing = false;
-        self.state = boot.state;
+        let replaced = std::mem::replace(&mut self.state, boot.state);
+        if mutant::on(Mutant::MergeSnapshot) {
+            self.state.merge(&replaced);
+        }
         self.log = super::log::Log::new(boot.base.horizon, boot.epoch_runs, applied, boot.tail);
         self.log.lost_at(boot.lost.declared_at);
         self.undeclared = boot.lost.undeclared;

@@ -11,6 +11,7 @@ use super::{Replica, Role};
 use crate::command::{Change, Command, Key, OperationKind, RequestId};
 use crate::contract::{Limits, Now, Refusal, Reply, Token};
 use crate::entry::{Body, Entry, EntryId};
+use crate::mutant::{self, Mutant};
 use crate::quorum;
 use crate::sessions::request_digest;
 use crate::state_machine::Outcome;
@@ -121,7 +122,7 @@ impl Replica {
         }
         let current = self.current_of(&command.key);
         if let Err(refused) = self.state.evaluate(current, &command.precondition, &command.change) {
-            let decided_on = self.log.last().id;
+            let decided_on = if mutant::on(Mutant::RefuseFromInFlight) { self.committed } else { self.log.last().id };
             return self.ask_after(token, decided_on, Question::Refused(outcome_reply(refused)));
         }
         if let Some(refusal) = self.lacks_room(&command) {
@@ -181,7 +182,10 @@ impl Replica {
         let voters = self.configuration().voters.len();
         let writable = self.configuration().ids().filter(|&id| !full(id)).count();
         // Deletes go on: together with compaction they are the way out.
-        let grows = matches!(command.change, Change::Set(_));
+        let grows = match command.change {
+            Change::Set(_) => !mutant::on(Mutant::WriteWhenFull),
+            Change::Delete => mutant::on(Mutant::RefuseDeletesWhenFull),
+        };
         (grows && (self.storage_full || writable < quorum::majority(voters))).then_some(Refusal::StorageFull)
     }
 

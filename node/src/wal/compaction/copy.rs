@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use kv_core::entry::{Body, Entry, EntryId, LineView, LogPosition};
+use kv_core::mutant::{self, Mutant};
 
 use super::selection::{Place, absorb};
 use super::{CompactionError, Run, Settled};
@@ -115,7 +116,10 @@ impl<S: Storage> Run<S> {
         if base.horizon.id != horizon || found != selection.expected() {
             return Err(CompactionError::Missing(selection.expected().saturating_sub(found)));
         }
-        base.refused = settled.refused.iter().copied().filter(|&id| id > horizon && id <= settled.applied).collect();
+        if !mutant::on(Mutant::ForgetRefusedInBase) {
+            base.refused =
+                settled.refused.iter().copied().filter(|&id| id > horizon && id <= settled.applied).collect();
+        }
         let outcome = CompactionOutcome {
             segments_compacted: self.segments_read,
             entries_removed: self.segment_lines_read - live.lines(),

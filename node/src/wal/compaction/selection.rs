@@ -12,6 +12,7 @@ use kv_core::command::Key;
 use kv_core::contract::Base;
 use kv_core::entry::{Control, EntryId, LineView, LogPosition};
 use kv_core::group::ConfigurationAt;
+use kv_core::mutant::{self, Mutant};
 use roaring::RoaringTreemap;
 
 /// Where a line at or below the horizon goes.
@@ -62,7 +63,8 @@ impl Selection {
     /// A line at or below the horizon that apply did not refuse, in any order.
     pub(super) fn trace(&mut self, line: &LineView<'_>) {
         let Some(latest) = line.key.as_deref().and_then(|key| self.touched.get_mut(key)) else { return };
-        if line.id > latest.id {
+        let is_passed_over = line.operation == "DELETE" && mutant::on(Mutant::CompactionForgetsDelete);
+        if line.id > latest.id && !is_passed_over {
             *latest = Latest { id: line.id, is_set: line.operation == "SET" };
         }
     }
@@ -94,7 +96,7 @@ pub(super) fn absorb(base: &mut Base, at: LogPosition, control: &Control) {
     match control {
         Control::Config(configuration) => {
             // After a recovery by hand the base's configuration may be newer than the entry.
-            if base.configuration.id < at.id {
+            if base.configuration.id < at.id && !mutant::on(Mutant::CompactionForgetsConfiguration) {
                 base.configuration = ConfigurationAt { id: at.id, configuration: configuration.clone() };
             }
         }

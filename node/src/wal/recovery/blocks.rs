@@ -10,6 +10,7 @@ use std::thread;
 
 use bytes::Bytes;
 use kv_core::entry::{Entry, LineError};
+use kv_core::mutant::{self, Mutant};
 use kv_core::sessions::SessionRecord;
 
 use crate::wal::manifest::FileKind;
@@ -175,7 +176,8 @@ fn check_seal<F: StorageFile>(source: &Source<F>, file: &F) -> io::Result<Seal> 
 }
 
 fn seal_of<F>(source: &Source<F>, bytes: u64, crc: crc32fast::Hasher) -> Seal {
-    if source.seal == Some((bytes, crc.finalize())) { Seal::Intact } else { Seal::Broken }
+    let as_sealed = source.seal == Some((bytes, crc.finalize())) || mutant::on(Mutant::BelieveBadChecksum);
+    if as_sealed { Seal::Intact } else { Seal::Broken }
 }
 
 fn decode<F>(raw: RawBlock, sources: &[Source<F>]) -> Block {

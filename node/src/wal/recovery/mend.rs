@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use kv_core::contract::Quarantine;
 use kv_core::entry::{EntryId, LineView, LogPosition};
+use kv_core::mutant::{self, Mutant};
 use kv_core::sessions::SessionRecord;
 
 use super::blocks::Source;
@@ -100,6 +101,9 @@ impl<S: Storage> Mender<'_, S> {
     /// Up to the tear, without the lines at `bad`.
     fn copy_active(&mut self, bad: &BTreeSet<u64>) -> io::Result<SealedFile> {
         let source = self.sources.len() - 1;
+        if bad.is_empty() && self.found.torn_at.is_none() && mutant::on(Mutant::TrustPageCache) {
+            return Ok(self.found.active_as_it_is());
+        }
         let end = self.found.torn_at.unwrap_or(self.sources[source].bytes);
         self.next.active.staged = Some(self.generation);
         self.copy(source, FileKind::Log, self.next.active.number, end, bad)
@@ -190,7 +194,9 @@ impl<S: Storage> Mender<'_, S> {
         self.next.lineage += 1;
         let reason = format!("damaged: {}", super::describe(self.found));
         // Votes are judged by the last position that the replica knows, and that is now below what was acknowledged.
-        self.next.hard.quarantine = Some(Quarantine { reason, until: None, may_vote: false });
+        if !mutant::on(Mutant::DamagedWithoutQuarantine) {
+            self.next.hard.quarantine = Some(Quarantine { reason, until: None, may_vote: false });
+        }
     }
 
     /// Of a file whose name the new active segment takes.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use kv_core::entry::{EntryId, LineView, LogPosition, verify_line};
+use kv_core::mutant::{self, Mutant};
 
 use super::format::{Counts, Header, Section, SectionMark, Trailer, encode};
 use crate::wal::manifest::FileKind;
@@ -55,7 +56,7 @@ impl<S: Storage> LogReader<S> {
     pub fn snapshot(&self, applied: &dyn Fn() -> EntryId) -> Result<SnapshotSource<S>, SnapshotUnavailable> {
         loop {
             let before = self.table();
-            let up_to = applied();
+            let up_to = if mutant::on(Mutant::SnapshotPastApplied) { self.durable() } else { applied() };
             let table = self.table();
             // Between the same bases lies no compaction, and `table` holds all that was applied.
             if before.horizon() == table.horizon() && before.lineage == table.lineage {
@@ -199,7 +200,13 @@ fn files_by_section<F>(table: &FileTable<F>, up_to: EntryId) -> VecDeque<(Sectio
         FileKind::Log => Section::Log,
     };
     let log = table.log.iter().filter(|file| file.first <= up_to);
+    let is_forgotten = |section| match section {
+        Section::History => mutant::on(Mutant::ForgetHistoryInSnapshot),
+        Section::Sessions => mutant::on(Mutant::ForgetSessionsInSnapshot),
+        Section::Live | Section::Log => false,
+    };
     let mut files: Vec<_> = table.base.iter().chain(log).map(|file| (section(file.kind), Arc::clone(file))).collect();
+    files.retain(|(section, _)| !is_forgotten(*section));
     files.sort_by_key(|(section, file)| (*section, file.number));
     files.into()
 }
