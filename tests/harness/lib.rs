@@ -1,16 +1,19 @@
 //! What the black-box tests stand on: real `kv-node` processes on a loopback address of their own, a
 //! client that keeps every header, a raw socket for requests that no client would send, waiting for
-//! conditions, and a load that remembers what was acknowledged. Knows the HTTP contract and the
-//! command line, and nothing of the node's inside. Used by the test binaries beside it alone.
+//! conditions, a load that remembers what was acknowledged, and a history of what clients saw with the
+//! checker that judges it. Knows the HTTP contract and the command line, and nothing of the node's
+//! inside. Used by the test binaries beside it alone.
 //!
 //! Reading order: [`Site`] (address, directory, client), [`Node`] (one process), [`Cluster`] (three of
-//! them), [`Answer`], then [`Load`].
+//! them), [`Answer`], then [`Load`]; for itself: [`history`], [`linearizability`].
 
 mod answer;
 mod binary;
 mod cluster;
 mod command;
 mod dev;
+pub mod history;
+pub mod linearizability;
 mod load;
 mod log_lines;
 mod node;
