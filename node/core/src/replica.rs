@@ -310,7 +310,7 @@ impl Replica {
         match request {
             Request::Write(command) => self.on_write(now, token, command),
             Request::ReadIndex => self.on_read_index(token),
-            Request::RequestStatus { request, operation } => self.on_request_status(token, request, operation),
+            Request::RequestStatus { request, operation } => self.on_request_status(now, token, request, operation),
             Request::Status => self.reply(token, Reply::Status(Box::new(self.status(now)))),
             Request::Hello => self.reply(token, Reply::Hello(Box::new(self.hello()))),
             Request::Lead { target } => self.on_lead(now, token, target),

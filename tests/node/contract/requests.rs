@@ -168,6 +168,10 @@ async fn requests_expire_and_the_oldest_goes_first() {
     let short = site.node("short", 1).fast().arg("--dedup-expiry", "1").start().await;
     short.put_body("/key/a?client_id=c&request_id=1", "{\"value\":1}").await.ok();
     kv_tests::wait_until("the request expires on an idle store", 20, || async {
+        short.get("/request_status?client_id=c&request_id=1&operation=SET").await.text() == r#"{"processed":false}"#
+    })
+    .await;
+    kv_tests::wait_until("its copy is a new request", 20, || async {
         let again = short.put_body("/key/a?client_id=c&request_id=1", "{\"value\":1}").await;
         again.json()["version"] == 2
     })

@@ -44,7 +44,8 @@ struct Waiting {
 #[derive(Debug)]
 pub(super) enum Question {
     ReadIndex,
-    RequestStatus(RequestId, OperationKind),
+    /// As of this timestamp.
+    RequestStatus(RequestId, OperationKind, u64),
     /// A refusal that was decided on the log up to `applied`.
     Refused(Reply),
     Refill(MemberId),
@@ -118,9 +119,10 @@ impl Replica {
         self.ask_after(token, needs, Question::ReadIndex);
     }
 
-    pub(super) fn on_request_status(&mut self, token: Token, request: RequestId, operation: OperationKind) {
-        let needs = self.log.last().id;
-        self.ask_after(token, needs, Question::RequestStatus(request, operation));
+    /// Judged like a copy of the request that arrives now: records expire on an idle store, too.
+    pub(super) fn on_request_status(&mut self, now: Now, token: Token, request: RequestId, operation: OperationKind) {
+        let (needs, ts_ms) = (self.log.last().id, self.clock.now_ms(now));
+        self.ask_after(token, needs, Question::RequestStatus(request, operation, ts_ms));
     }
 
     /// Answers `question` when a round begun from now on is confirmed and `applied` is applied.
@@ -220,8 +222,8 @@ impl Replica {
         let reply = match waiting.question {
             Question::ReadIndex => Reply::ReadAt(waiting.applied),
             Question::Refused(reply) => reply,
-            Question::RequestStatus(request, operation) => {
-                let record = self.state.sessions().lookup(&request, operation, self.clock.ts_ms);
+            Question::RequestStatus(request, operation, ts_ms) => {
+                let record = self.state.sessions().lookup(&request, operation, ts_ms);
                 Reply::RequestStatus(record.map(|record| record.written()))
             }
             Question::Refill(member) => {
