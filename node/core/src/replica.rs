@@ -27,7 +27,7 @@ use crate::entry::{EntryId, Epoch, LogPosition};
 use crate::group::{Configuration, ConfigurationAt, MemberId, MemberInfo};
 use crate::heartbeat::Heard;
 use crate::keyspace::Keyspace;
-use crate::message::{Heartbeat, Hello, Message, Promise};
+use crate::message::{Append, Heartbeat, Hello, Message, Promise};
 use crate::mutant::{self, Mutant};
 use crate::sessions::Sessions;
 use crate::state_machine::StateMachine;
@@ -78,6 +78,8 @@ pub struct Replica {
     catch_up_to: Option<EntryId>,
     /// A snapshot is being installed: appends wait for what it makes of the log.
     installing: bool,
+    /// The last append that came meanwhile. Dropped, it would be asked for again only after a second.
+    waiting_append: Option<(MemberId, Append)>,
     stopped: bool,
     random: SplitMix,
     effects: Vec<Effect>,
@@ -225,6 +227,7 @@ impl Replica {
             removed: false,
             catch_up_to: None,
             installing: false,
+            waiting_append: None,
             stopped: false,
             random: SplitMix(seed),
             effects: Vec::new(),

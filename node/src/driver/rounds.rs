@@ -192,13 +192,14 @@ impl Driver {
                 return Some(why);
             }
         }
+        // Before what peers say: an append that follows a snapshot comes after it.
+        for work in taken.finished.drain(..) {
+            self.work_finished(now, work);
+        }
         for event in taken.peers.drain(..) {
             if let Some(why) = self.peer_event(now, event) {
                 return Some(why);
             }
-        }
-        for work in taken.finished.drain(..) {
-            self.work_finished(now, work);
         }
         for call in taken.requests.drain(..) {
             self.call(now, call);

@@ -118,11 +118,14 @@ impl Driver {
                 Ok(staged) => tracing::info!(%from, id = %staged.position.id, "received a snapshot"),
                 Err(error) => tracing::info!(%from, error, "a snapshot did not arrive"),
             }
-            let _gone = stream.answer(staged.as_ref().map(|s| s.position).map_err(Clone::clone)).await;
+            let answer = staged.as_ref().map(|staged| staged.position).map_err(Clone::clone);
+            // First the replica, then the sender: its next append must not come to a replica that knows
+            // nothing of the snapshot yet, and asks for another.
             if let Ok(StagedSnapshot { position, cluster_id, .. }) = staged {
                 let input = Input::SnapshotStaged { from, epoch, position, cluster_id };
                 let _stopped = finished.send(Finished::SnapshotStaged(input)).await;
             }
+            let _gone = stream.answer(answer).await;
         });
     }
 }

@@ -129,7 +129,8 @@ impl Replica {
 
     pub(super) fn on_append(&mut self, now: Now, from: MemberId, append: Append) {
         if self.installing {
-            return; // the leader asks again
+            self.waiting_append = Some((from, append));
+            return;
         }
         if self.hard.cluster_id.is_none() {
             let ack = self.ack(append.round, AppendResult::NeedSnapshot);

@@ -127,6 +127,9 @@ impl Replica {
             self.show_to_all(); // initialised by this snapshot, over connections that are older
         }
         self.schedule_election(now);
+        if let Some((from, append)) = self.waiting_append.take() {
+            self.on_append(now, from, append);
+        }
     }
 
     pub(super) fn on_tune(&mut self, now: Now, token: crate::contract::Token, change: crate::contract::TuningChange) {
