@@ -42,6 +42,23 @@ fn log_text(node: &Node) -> String {
 }
 
 #[tokio::test]
+async fn keys_that_no_url_can_carry_are_forwarded_like_others() {
+    let cluster = Cluster::manual().await;
+    let body = r#"{"value":7}"#;
+    for (key, path) in [(".", "."), ("..", "%2e%2E"), ("a\\b", "a\\b")] {
+        let put = format!("PUT /key/{path} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        let get = |what: &str| format!("GET /key/{path}{what}?consistency=linearizable HTTP/1.1\r\nhost: x\r\n\r\n");
+        let mut follower = cluster.nodes[1].raw().await;
+        follower.send(format!("{put}{}{}", get(""), get("/versions")).as_bytes()).await;
+        let answers = String::from_utf8(follower.read_answers(3).await).unwrap();
+        let key = serde_json::to_string(key).unwrap();
+        assert!(answers.contains(&format!(r#""key":{key},"version":1}}"#)), "{answers}");
+        assert!(answers.contains(&format!(r#"{{"key":{key},"value":7,"version":1}}"#)), "{answers}");
+        assert!(answers.contains(&format!(r#"{{"key":{key},"versions":[1],"latest_version":1}}"#)), "{answers}");
+    }
+}
+
+#[tokio::test]
 async fn a_follower_registers_itself_and_follows() {
     let leader = leader(&Site::new()).start().await;
     leader.put("before", "1").await.ok();

@@ -18,12 +18,15 @@ use percent_encoding::percent_decode_str;
 use tokio::time::{Instant, timeout_at};
 
 use super::App;
-use super::answer::{IDEMPOTENT_REPLAY, X_KV_ID};
+use super::answer::{IDEMPOTENT_REPLAY, X_KV_CURSOR, X_KV_ID};
 use super::error::{Asked, Code, Failure, X_KV_ERROR};
 use crate::driver::Handle;
 
-/// Set on a forwarded request: who gets it and does not lead says so instead of sending it on.
+/// Set on a forwarded request: who gets it and does not lead says so instead of sending it on. It holds
+/// the path and query when no URL can.
 pub(crate) const X_KV_FORWARDED: HeaderName = HeaderName::from_static("x-kv-forwarded");
+/// The path of no key.
+const EMPTY_KEY: &str = "/key/";
 
 /// A forwarded write is relayed when it is applied here, or after this long.
 const APPLY_WAIT: Duration = Duration::from_millis(100);
@@ -37,8 +40,17 @@ const IDLE_MAX: Duration = Duration::from_secs(10);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 const REQUEST_HEADERS: [HeaderName; 4] = [CONTENT_TYPE, IF_MATCH, IF_NONE_MATCH, AUTHORIZATION];
-const ANSWER_HEADERS: [HeaderName; 8] =
-    [CONTENT_TYPE, CONTENT_LENGTH, ETAG, RETRY_AFTER, WWW_AUTHENTICATE, X_KV_ERROR, X_KV_ID, IDEMPOTENT_REPLAY];
+const ANSWER_HEADERS: [HeaderName; 9] = [
+    CONTENT_TYPE,
+    CONTENT_LENGTH,
+    ETAG,
+    RETRY_AFTER,
+    WWW_AUTHENTICATE,
+    X_KV_CURSOR,
+    X_KV_ERROR,
+    X_KV_ID,
+    IDEMPOTENT_REPLAY,
+];
 
 /// What may be done when it is unknown whether a request took effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -186,14 +198,14 @@ async fn attempt_there(
 
 async fn send(app: &App, handle: &Handle, request: LeaderRequest<'_>, url: &str, deadline: Instant) -> Attempt {
     let LeaderRequest { parts, body, asked, .. } = request;
-    let Some(url) = leader_address(url, &parts.uri) else { return Attempt::Final(not_expressible()) };
+    let Some((url, marker)) = leader_address(url, &parts.uri) else { return Attempt::WithoutEffect(unreachable()) };
     let mut headers = selected(&parts.headers, &REQUEST_HEADERS);
-    headers.insert(X_KV_FORWARDED, HeaderValue::from_static("1"));
+    headers.insert(X_KV_FORWARDED, marker);
     let outgoing = app.client().request(parts.method.clone(), url).headers(headers).body(body.clone());
     let answer = match outgoing.send().await {
         Ok(answer) => answer,
         Err(error) if error.is_connect() || error.is_builder() => {
-            return Attempt::WithoutEffect(Failure::new(Code::NoLeader, "The leader cannot be reached"));
+            return Attempt::WithoutEffect(unreachable());
         }
         Err(_) => return Attempt::Unknown,
     };
@@ -207,19 +219,37 @@ async fn send(app: &App, handle: &Handle, request: LeaderRequest<'_>, url: &str,
     relay(handle, answer, asked, deadline).await
 }
 
-/// The same path and query on the leader. None: URLs give some segments (`.` and `..`, also written
-/// with `%2E`) another meaning, and the path would arrive as a different one.
-fn leader_address(leader: &str, asked: &Uri) -> Option<reqwest::Url> {
+/// The same path and query on the leader, and the value of [`X_KV_FORWARDED`]. URLs give some segments
+/// (`.` and `..`, also written with `%2E`) another meaning: such a path travels in the header, to the path
+/// of an empty key, which takes no effect by itself. None: the leader's URL is none.
+fn leader_address(leader: &str, asked: &Uri) -> Option<(reqwest::Url, HeaderValue)> {
+    let leader = leader.trim_end_matches('/');
     let path_and_query = asked.path_and_query().map_or("/", |path| path.as_str());
-    let url = reqwest::Url::parse(&format!("{}{path_and_query}", leader.trim_end_matches('/'))).ok()?;
+    let url = reqwest::Url::parse(&format!("{leader}{path_and_query}")).ok()?;
     let segments = |path: &str| path.bytes().filter(|byte| *byte == b'/').count();
     let means_the_same = percent_decode_str(url.path()).eq(percent_decode_str(asked.path()));
-    let same = segments(url.path()) == segments(asked.path()) && means_the_same;
-    same.then_some(url)
+    if segments(url.path()) == segments(asked.path()) && means_the_same {
+        return Some((url, HeaderValue::from_static("1")));
+    }
+    let url = reqwest::Url::parse(&format!("{leader}{EMPTY_KEY}")).ok()?;
+    Some((url, HeaderValue::from_bytes(path_and_query.as_bytes()).ok()?))
 }
 
-fn not_expressible() -> Failure {
-    Failure::invalid("path", "key", "Keys . and .. cannot be forwarded: send the request to the leader")
+/// Gives a forwarded request the path that no URL could carry. Only in place of an empty key, and only
+/// that of a key: no other path comes past whoever guards paths in front of this node.
+pub(crate) fn restore_path(request: &mut axum::http::Request<Body>) {
+    if request.uri().path() != EMPTY_KEY {
+        return;
+    }
+    let path = request.headers().get(X_KV_FORWARDED).map(HeaderValue::as_bytes);
+    let uri = path.filter(|path| path.starts_with(EMPTY_KEY.as_bytes())).map(Uri::try_from);
+    if let Some(Ok(uri)) = uri {
+        *request.uri_mut() = uri;
+    }
+}
+
+fn unreachable() -> Failure {
+    Failure::new(Code::NoLeader, "The leader cannot be reached")
 }
 
 /// What the leader's answer says about going on.
@@ -308,14 +338,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_arrives_at_the_leader_as_it_was_asked_or_not_at_all() {
-        let forwarded = |path: &'static str| leader_address("http://leader:8000/", &Uri::from_static(path));
-        let kept = |path: &'static str| forwarded(path).map(|url| url.to_string());
-        assert_eq!(kept("/key/a%2Fb?client_id=x"), Some("http://leader:8000/key/a%2Fb?client_id=x".to_owned()));
-        assert!(forwarded("/key/a|b^c").is_some());
-        assert!(forwarded("/key/...").is_some());
-        for rewritten in ["/key/..", "/key/%2e", "/key/%2E%2e", "/key/.%2e/history", "/key/%2e/history"] {
-            assert_eq!(forwarded(rewritten), None, "{rewritten}");
+    fn a_path_arrives_at_the_leader_as_it_was_asked() {
+        let forwarded = |path: &'static str| leader_address("http://leader:8000/", &Uri::from_static(path)).unwrap();
+        let (url, marker) = forwarded("/key/a%2Fb?client_id=x");
+        assert_eq!((url.as_str(), marker.as_bytes()), ("http://leader:8000/key/a%2Fb?client_id=x", &b"1"[..]));
+        assert_eq!(forwarded("/key/a|b^c").1, "1");
+        assert_eq!(forwarded("/key/...").1, "1");
+        for rewritten in ["/key/..", "/key/%2e?min_id=1", "/key/%2E%2e", "/key/.%2e/history", "/key/%2e/history"] {
+            let (url, marker) = forwarded(rewritten);
+            let mut request = axum::http::Request::new(Body::empty());
+            *request.uri_mut() = Uri::try_from(url.path()).unwrap();
+            request.headers_mut().insert(X_KV_FORWARDED, marker);
+            restore_path(&mut request);
+            assert_eq!(request.uri(), rewritten);
+        }
+    }
+
+    #[test]
+    fn only_the_path_of_an_empty_key_is_replaced_and_only_by_that_of_a_key() {
+        for (path, marker) in [("/key/a", "/key/b"), ("/key/", "/cluster/recover"), ("/key/", "1"), ("/keys", "/key/b")]
+        {
+            let mut request = axum::http::Request::new(Body::empty());
+            *request.uri_mut() = Uri::from_static(path);
+            request.headers_mut().insert(X_KV_FORWARDED, HeaderValue::from_static(marker));
+            restore_path(&mut request);
+            assert_eq!(request.uri(), path);
         }
     }
 

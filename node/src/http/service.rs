@@ -16,7 +16,8 @@ use futures::FutureExt;
 
 use super::App;
 use super::answer::{self, X_KV_ID};
-use super::error::{Code, Failure};
+use super::error::{Code, Failure, X_KV_ERROR};
+use super::forward;
 use crate::metrics::Route;
 
 #[derive(Clone)]
@@ -40,7 +41,8 @@ impl tower::Service<Request<Body>> for Service {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        forward::restore_path(&mut request);
         let route = route_of(&request);
         let app = self.app.clone();
         let answer = tower::Service::call(&mut self.router, request);
@@ -61,6 +63,9 @@ fn panicked() -> Response {
 }
 
 fn finish(app: &App, response: &mut Response) {
+    if response.status() == StatusCode::NOT_FOUND && !response.headers().contains_key(X_KV_ERROR) {
+        *response = nothing_there().into_response(); // of the files under /docs, which are not ours
+    }
     if !response.headers().contains_key(X_KV_ID) {
         response.headers_mut().insert(X_KV_ID, answer::number(app.applied().0));
     }
@@ -87,6 +92,10 @@ fn route_of(request: &Request<Body>) -> Route {
 }
 
 pub(crate) async fn unknown_route() -> Failure {
+    nothing_there()
+}
+
+fn nothing_there() -> Failure {
     Failure::new(Code::NotFound, "Not Found")
 }
 

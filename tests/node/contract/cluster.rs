@@ -170,6 +170,7 @@ async fn probes_metrics_and_documentation_are_there() {
     ] {
         assert!(openapi["paths"].get(path).is_some(), "{path} is not described");
     }
+    node.get("/docs/nothing.js").await.is(404, r#"{"detail":"Not Found"}"#).is_error(404, "not_found");
     let docs = node.get("/docs/").await;
     assert!(docs.ok().text().contains("<html"), "{docs}");
 }

@@ -184,6 +184,9 @@ async fn keys_come_in_order_and_in_pages() {
         let last = node.get(&format!("/keys?limit=3&cursor={encoded}")).await;
         last.is(200, r#"{"keys":["b2"],"count":1}"#);
         assert_eq!(last.header("x-kv-cursor"), None);
+        let relayed = node.get("/keys?limit=3&consistency=linearizable").await;
+        relayed.is(200, r#"{"keys":["a1","a2","b&1"],"count":3}"#);
+        assert_eq!(relayed.header("x-kv-cursor"), Some(&*cursor));
     })
     .await;
 }
