@@ -50,7 +50,7 @@ async fn a_wrong_member_is_named() {
 async fn nan_and_infinity_are_no_json() {
     let node = node_with_one_key().await;
     for value in ["NaN", "Infinity", "-Infinity", "[1,NaN]", "{\"a\":-NaN}"] {
-        node.put("b", value).await.is_error(422, "invalid_request");
+        node.put("b", value).await.is_error(422, "invalid_request").names(r#"["body","value"]"#);
     }
     is_unchanged(&node).await;
 }

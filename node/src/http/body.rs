@@ -11,7 +11,7 @@ use http_body_util::BodyExt;
 use hyper::body::Body as _;
 use kv_core::command::Value;
 use serde::Deserialize;
-use serde::de::{DeserializeOwned, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::de::{DeserializeOwned, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::error::{Code, Failure};
@@ -97,25 +97,30 @@ struct Spans<'a> {
     value: Option<&'a RawValue>,
     version: Option<&'a RawValue>,
     repeated: Option<&'static str>,
+    /// The member whose value is being read: the one to name when that is not JSON.
+    reading: &'static str,
 }
 
-impl<'de> Deserialize<'de> for Spans<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(SpansVisitor)
+/// Cuts the spans out of an object.
+struct Cut<'s, 'de>(&'s mut Spans<'de>);
+
+impl<'de> DeserializeSeed<'de> for Cut<'_, 'de> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_map(self)
     }
 }
 
-struct SpansVisitor;
-
-impl<'de> Visitor<'de> for SpansVisitor {
-    type Value = Spans<'de>;
+impl<'de> Visitor<'de> for Cut<'_, 'de> {
+    type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object with the member \"value\"")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Spans<'de>, A::Error> {
-        let mut spans = Spans::default();
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let spans = self.0;
         while let Some(member) = map.next_key()? {
             let (span, name) = match member {
                 Member::Value => (&mut spans.value, "value"),
@@ -125,18 +130,22 @@ impl<'de> Visitor<'de> for SpansVisitor {
                     continue;
                 }
             };
+            spans.reading = name;
             if span.replace(map.next_value()?).is_some() {
                 spans.repeated = Some(name);
             }
+            spans.reading = "";
         }
-        Ok(spans)
+        Ok(())
     }
 }
 
 /// Takes the body of a PUT apart.
 pub(crate) fn put(body: &[u8], value_bytes_max: usize) -> Result<Put, Failure> {
-    let spans: Spans<'_> =
-        serde_json::from_str(text(body)?).map_err(|e| Failure::invalid("body", "", e.to_string()))?;
+    let mut spans = Spans::default();
+    let mut json = serde_json::Deserializer::from_str(text(body)?);
+    let cut = Cut(&mut spans).deserialize(&mut json).and_then(|()| json.end());
+    cut.map_err(|e| Failure::invalid("body", spans.reading, e.to_string()))?;
     if let Some(name) = spans.repeated {
         return Err(Failure::invalid("body", name, "The member is given twice"));
     }
@@ -204,8 +213,9 @@ mod tests {
             (r#"{"version":1}"#, "\"value\""),
             (r#"{"value":1,"value":2}"#, "\"value\""),
             (r#"{"value":1,"version":2,"version":2}"#, "\"version\""),
-            (r#"{"value":NaN}"#, "expected value"),
-            (r#"{"value":Infinity}"#, "expected value"),
+            (r#"{"value":NaN}"#, "[\"body\", \"value\"]"),
+            (r#"{"value":-Infinity}"#, "[\"body\", \"value\"]"),
+            (r#"{"value":1,"version":nan}"#, "[\"body\", \"version\"]"),
             (r#"{"value":01}"#, "invalid number"),
             (r#"{"value":1"#, "EOF"),
             (r#"{"value":1} x"#, "trailing"),
