@@ -20,6 +20,9 @@ async fn by_hand_nobody_leads_until_told_to() {
     cluster.settle().await;
     cluster.nodes[0].kill();
     cluster.wait_seen(1, 0, "down").await;
+    let seen = cluster.nodes[1].get("/cluster_status").await.json();
+    let ago = &seen["leader"]["seconds_since_last_heartbeat"];
+    assert!(ago.is_f64() && seen["leader"]["last_heartbeat"].is_f64(), "it says when it heard it last: {seen}");
     wait_until("writes are refused", 20, || async {
         let answer = cluster.nodes[1].put("b", "1").await;
         answer.status == 503

@@ -210,7 +210,9 @@ fn peer(member: &MemberStatus, now: f64) -> PeerDocument {
 fn leader_document(replica: &ReplicaStatus, now: f64) -> Option<PeerDocument> {
     let leader = replica.leader.as_ref()?;
     let member = replica.members.iter().find(|member| member.member_id == leader.member_id);
-    let since = replica.leader_heard_ms_ago.map(seconds);
+    // The first is forgotten when its connection is refused: its absence says that nobody leads, not never.
+    let heard_ms_ago = replica.leader_heard_ms_ago.or(member.and_then(|member| member.heard_ms_ago));
+    let since = heard_ms_ago.map(seconds);
     let health = member.map_or(Health::Healthy, |member| member.health);
     Some(PeerDocument {
         id: Some(leader.name.to_string()),
