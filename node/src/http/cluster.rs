@@ -245,6 +245,9 @@ fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<u
 pub(crate) async fn tune(State(app): State<App>, request: Request<Body>) -> Result<Response, Failure> {
     let call = Call::receive(&app, request).await?;
     let TuneCall { heartbeat_interval, heartbeat_timeout, failover, storage_limit } = call.parse()?;
+    if storage_limit == Some(Some(0)) {
+        return Err(Failure::invalid("body", "storage_limit", "Must be 1 byte or more, or null: no limit"));
+    }
     let tuning = TuningChange {
         heartbeat_interval_ms: milliseconds("heartbeat_interval", heartbeat_interval)?,
         heartbeat_timeout_ms: milliseconds("heartbeat_timeout", heartbeat_timeout)?,
