@@ -19,6 +19,7 @@ use kv_core::contract::{SettingsChange, Tuning};
 use kv_core::group::{NodeName, Settings};
 
 use crate::compactor::Schedule;
+use crate::driver::ScrubSchedule;
 use crate::wal::OnDamage;
 use crate::wal::import::ImportOptions;
 use crate::wal::restore::RestoreOptions;
@@ -55,6 +56,7 @@ pub struct ServeConfig {
     pub auth_token: Option<Arc<[u8]>>,
     /// The `kv-node dev` that this node ends with.
     pub parent_pid: Option<u32>,
+    pub scrub: ScrubSchedule,
 }
 
 /// Where the node listens, and what it tells others about that.

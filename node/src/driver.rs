@@ -30,6 +30,7 @@ mod lending;
 mod mending;
 mod notes;
 mod published;
+mod repairs;
 mod replies;
 mod rounds;
 mod snapshots;
@@ -38,21 +39,28 @@ mod stop;
 mod tests;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use kv_core::Replica;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 pub use boot::{BootOptions, random_u64};
 pub use clock::Clock;
 pub use handle::{CallError, Handle};
 pub use published::NodeReport;
+pub use repairs::{DamageAtRest, ScrubSchedule};
 pub use stop::Stopped;
 
 use commits::Commits;
+use lending::Lending;
 use mending::Mended;
 use published::{AppliedState, First, Log, Published};
+use repairs::Repairs;
 use rounds::{Driver, Sources};
 use stop::Stop;
 
@@ -73,6 +81,7 @@ pub struct DriverConfig {
     /// Proved by peers in their handshake.
     pub peer_secret: Option<Vec<u8>>,
     pub metrics: Arc<Metrics>,
+    pub scrub: ScrubSchedule,
 }
 
 /// Starts the driver of an opened log. Must be called inside a tokio runtime; the driver runs until
@@ -81,7 +90,7 @@ pub struct DriverConfig {
 /// # Errors
 /// When what learners gave back to a damaged group of one cannot be written to the log.
 pub async fn start(opened: Opened<FileStorage>, config: DriverConfig) -> Result<Handle, WalError> {
-    let DriverConfig { boot: options, peer_listener, peer_secret, metrics } = config;
+    let DriverConfig { boot: options, peer_listener, peer_secret, metrics, scrub } = config;
     let Opened { wal, reader, recovered } = opened;
     let hello = Arc::new(ArcSwap::from_pointee(boot::hello(&recovered, &options)));
     let (peer_events, mut peers) = mpsc::channel(PEER_EVENTS_MAX);
@@ -93,7 +102,7 @@ pub async fn start(opened: Opened<FileStorage>, config: DriverConfig) -> Result<
     let Mended { wal, recovered, undeclared, connected } = mended;
     let clock = Clock::start();
     let commits = Commits::default();
-    let committer = spawn_committer(wal, &commits, metrics);
+    let committer = spawn_committer(wal, &commits, Arc::clone(&metrics));
     let log = Log { reader, committer: committer.handle(), recovery: recovered.report.clone() };
     let now = clock.now();
     let mut boot = boot::boot(recovered, &options);
@@ -107,8 +116,21 @@ pub async fn start(opened: Opened<FileStorage>, config: DriverConfig) -> Result<
     let (requests, calls) = mpsc::channel(handle::REQUESTS_MAX);
     let mut sources = Sources::new(commits, peers, finished_work, calls, published.stop.requests());
     sources.connected_before(connected);
-    let driver = Driver::new(replica, options, committer, transport, Arc::clone(&published), finished, sources);
-    tokio::spawn(supervise(driver, Arc::clone(&published.stop)));
+    let (lending, lines) = Lending::new();
+    let stopping = CancellationToken::new();
+    let repairs = Repairs {
+        published: Arc::clone(&published),
+        calls: requests.downgrade(),
+        transport: transport.clone(),
+        lines,
+        metrics,
+        schedule: scrub,
+        stopping: stopping.clone(),
+    };
+    let on_the_side = (finished, lending);
+    let driver = Driver::new(replica, options, committer, transport, Arc::clone(&published), on_the_side, sources);
+    let repairs = Beside { task: tokio::spawn(repairs.run()), stopping };
+    tokio::spawn(supervise(driver, repairs, Arc::clone(&published.stop)));
     Ok(Handle { requests, published })
 }
 
@@ -122,12 +144,23 @@ fn spawn_committer(wal: Wal<FileStorage>, commits: &Commits, metrics: Arc<Metric
     })
 }
 
+/// A task that ends after the driver, and before its end is announced: it has the log open.
+struct Beside {
+    task: JoinHandle<()>,
+    stopping: CancellationToken,
+}
+
+/// Work that hangs longer than this in a broken disk is left behind.
+const BESIDE_ENDS_WITHIN: Duration = Duration::from_secs(2);
+
 /// A panic is a broken rule, too: the node must not go on without its driver.
-async fn supervise(driver: Driver, stop: Arc<Stop>) {
+async fn supervise(driver: Driver, beside: Beside, stop: Arc<Stop>) {
     let stopped = match tokio::spawn(driver.run()).await {
         Ok(stopped) => stopped,
         Err(error) => Stopped::Rules(format!("the driver ended without a word: {error}")),
     };
+    beside.stopping.cancel();
+    let _hangs = timeout(BESIDE_ENDS_WITHIN, beside.task).await;
     match &stopped {
         Stopped::Requested => tracing::info!("the driver has stopped"),
         Stopped::Storage(reason) => tracing::error!(reason, "the log cannot be written any more: stopping"),

@@ -74,6 +74,9 @@ pub struct Metrics {
     disk_available_bytes: IntGauge,
     storage_full: IntGauge,
     corrupt_places: IntGauge,
+    corrupt_files: IntGauge,
+    repaired_files: IntCounter,
+    scrubbed_bytes: IntCounter,
     dedup_records: IntGauge,
     dedup_replays: IntCounter,
     dedup_evicted: IntGauge,
@@ -165,7 +168,13 @@ impl Metrics {
             disk_available_bytes: d
                 .gauge("kv_disk_available_bytes", "Bytes that the volume has left; -1: it could not be asked."),
             storage_full: d.gauge("kv_storage_full", "1 while writes are refused for want of space."),
-            corrupt_places: d.gauge("kv_corrupt_places", "Damaged places that the last recovery found."),
+            corrupt_places: d.gauge(
+                "kv_corrupt_places",
+                "Damaged places that the last recovery, reads and scrubs since have found.",
+            ),
+            corrupt_files: d.gauge("kv_corrupt_files", "Sealed files that are damaged now and not yet repaired."),
+            repaired_files: d.counter("kv_repaired_files_total", "Damaged files that were made again byte for byte."),
+            scrubbed_bytes: d.counter("kv_scrubbed_bytes_total", "Bytes of sealed files looked at for damage."),
             dedup_records: d.gauge("kv_dedup_records", "Requests remembered."),
             dedup_replays: d.counter("kv_dedup_replays_total", "Requests answered with an earlier copy's result."),
             dedup_evicted: d.gauge("kv_dedup_evicted_records", "Records dropped over the limit since the start."),
@@ -196,6 +205,14 @@ impl Metrics {
 
     pub fn count_compaction_failure(&self) {
         self.compaction_failures.inc();
+    }
+
+    pub(crate) fn count_scrubbed(&self, bytes: u64) {
+        self.scrubbed_bytes.inc_by(bytes);
+    }
+
+    pub(crate) fn count_repaired(&self) {
+        self.repaired_files.inc();
     }
 
     pub(crate) fn count_request(&self, route: Route, status: u16) {
@@ -235,6 +252,7 @@ impl Metrics {
         self.disk_available_bytes.set(status.disk.available_bytes.map_or(-1, signed));
         self.storage_full.set(i64::from(status.disk.full));
         self.corrupt_places.set(signed(status.corruption.damaged_places));
+        self.corrupt_files.set(signed(status.corruption.unrepaired.len() as u64));
         self.dedup_records.set(signed(sessions.records));
         self.dedup_evicted.set(signed(sessions.evicted_total));
     }

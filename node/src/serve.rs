@@ -180,7 +180,8 @@ async fn start_driver(
     };
     let peer_secret = config.auth_token.as_ref().map(|token| token.to_vec());
     let dir = config.storage.data_dir.display().to_string();
-    let started = driver::start(opened, DriverConfig { boot, peer_listener, peer_secret, metrics }).await;
+    let started =
+        driver::start(opened, DriverConfig { boot, peer_listener, peer_secret, metrics, scrub: config.scrub }).await;
     started.map_err(|error| ServeError::Log { dir, error })
 }
 

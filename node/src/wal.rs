@@ -3,7 +3,7 @@
 //! [`Committer`]; everybody else reads through a [`LogReader`].
 //!
 //! Reading order: the format below, [`storage`], [`manifest`], [`segment`], this file with `append`,
-//! `truncate` and `change` (one function for each [`Persist`]), [`recovery`], `refill`, [`committer`], [`reader`].
+//! `truncate` and `change` (one function for each [`Persist`]), [`recovery`], `refill`, [`committer`], [`reader`], [`scrub`], [`repair`].
 #![doc = include_str!("wal/format.md")]
 
 mod append;
@@ -21,7 +21,9 @@ pub mod new_volume;
 pub mod reader;
 pub mod recovery;
 mod refill;
+pub mod repair;
 pub mod restore;
+pub mod scrub;
 pub mod segment;
 pub mod snapshot;
 mod staging;

@@ -12,3 +12,4 @@ mod full_disk;
 mod membership;
 mod on_disk;
 mod replication;
+mod self_repair;

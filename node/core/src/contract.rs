@@ -211,6 +211,10 @@ pub enum Input {
     Installed {
         boot: Box<Boot>,
     },
+    /// A sealed file is damaged, and its bytes are not to be had: only a snapshot helps. Told again until it did.
+    Damaged {
+        reason: String,
+    },
 }
 
 /// What the driver asks on behalf of clients and administrators.

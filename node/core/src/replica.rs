@@ -4,6 +4,7 @@
 //! `replica/follower.rs`, `replica/candidate.rs`, then the rest.
 
 mod candidate;
+mod damage;
 mod follower;
 mod identity;
 mod leader;
@@ -80,6 +81,8 @@ pub struct Replica {
     installing: bool,
     /// The last append that came meanwhile. Dropped, it would be asked for again only after a second.
     waiting_append: Option<(MemberId, Append)>,
+    /// Damage at rest that the leader's snapshot is to replace, whatever matches.
+    needs_snapshot: bool,
     stopped: bool,
     random: SplitMix,
     effects: Vec<Effect>,
@@ -228,6 +231,7 @@ impl Replica {
             catch_up_to: None,
             installing: false,
             waiting_append: None,
+            needs_snapshot: false,
             stopped: false,
             random: SplitMix(seed),
             effects: Vec::new(),
@@ -272,6 +276,7 @@ impl Replica {
                 self.state.forget_refused_up_to(horizon.id);
             }
             Input::Installed { boot } => self.on_installed(now, *boot),
+            Input::Damaged { reason } => self.on_damaged(now, reason),
         }
         if now.mono_ms >= self.deadline_ms() {
             self.on_tick(now);
@@ -369,6 +374,7 @@ impl Replica {
             self.check_at_ms = now.mono_ms + CHECK_MS;
             self.note_health(now);
             self.ask_for_refill();
+            self.ask_for_snapshot();
             self.pursue_lead_directives(now);
             self.show_again();
         }

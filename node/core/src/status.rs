@@ -61,6 +61,9 @@ pub struct CorruptionReport {
     /// How many places are damaged; `places` may hold only the first.
     pub damaged_places: u64,
     pub places: Vec<DamagedPlace>,
+    /// Sealed files that are damaged now; empty once they were repaired or replaced.
+    #[serde(default)]
+    pub unrepaired: Vec<String>,
     /// Ids that the log should hold and does not.
     pub missing: Vec<MissingIds>,
     /// What was cut off the end of the last segment; no damage, but an unfinished write.

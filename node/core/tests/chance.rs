@@ -108,6 +108,7 @@ impl Chance {
             (94..=95, _) => self.raise_a_ghost(node),
             (96, _) if self.world.is_running(&format!("{node}-old")) => drop(self.run(format!("crash {node}-old"))),
             (97, Some(leader)) => drop(self.run(format!("put {leader} key1 other version={}", step % 4))),
+            (98, _) if running => drop(self.run(format!("damaged {node}"))),
             _ => drop(self.run("tick 10")),
         }
     }

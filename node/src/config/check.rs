@@ -16,6 +16,7 @@ use super::{
     Addresses, ClientLimits, ClusterFile, Command, ConfigError, GroupSettings, ServeConfig, StartRole, StorageConfig,
 };
 use crate::compactor::Schedule;
+use crate::driver::ScrubSchedule;
 use crate::wal::import::{ImportOptions, NewMember, OnDamage};
 use crate::wal::restore::RestoreOptions;
 
@@ -54,8 +55,18 @@ fn new_member(flags: NewMemberFlags) -> (PathBuf, NewMember) {
 }
 
 fn serve(flags: ServeFlags) -> Result<ServeConfig, ConfigError> {
-    let ServeFlags { config: _, addresses, role, storage, timing, compaction, group, auth_token_file, parent_pid } =
-        flags;
+    let ServeFlags {
+        config: _,
+        addresses,
+        role,
+        storage,
+        timing,
+        compaction,
+        group,
+        auth_token_file,
+        parent_pid,
+        scrub_interval,
+    } = flags;
     let AddressFlags { id, listen, peer_listen, url, peer_url } = addresses;
     let RoleFlags { leader_url, cluster, join, leader, failover } = role;
     let TimingFlags { heartbeat_interval, heartbeat_timeout, api_timeout, drain_delay } = timing;
@@ -88,6 +99,7 @@ fn serve(flags: ServeFlags) -> Result<ServeConfig, ConfigError> {
         clients,
         drain_delay,
         parent_pid,
+        scrub: scrub_interval.map_or_else(ScrubSchedule::default, |interval| ScrubSchedule { interval }),
     })
 }
 

@@ -18,6 +18,7 @@ use crate::wal::OnDamage;
 
 /// 10 ms: below it, a busy machine looks like a dead one. 1 day.
 const HEARTBEAT_SECONDS: RangeInclusive<f64> = 0.01..=86_400.0;
+const SCRUB_SECONDS: RangeInclusive<f64> = 0.01..=86_400.0;
 const API_TIMEOUT_SECONDS: RangeInclusive<f64> = 0.1..=300.0;
 const DRAIN_SECONDS: RangeInclusive<f64> = 0.0..=3600.0;
 /// Up to a year.
@@ -126,6 +127,9 @@ pub(super) struct ServeFlags {
     /// The `kv-node dev` that started this node: the node ends when that one does.
     #[arg(long, hide = true)]
     pub(super) parent_pid: Option<u32>,
+    /// Seconds between two passes over all sealed files: for tests.
+    #[arg(long, hide = true, value_name = "SECONDS", value_parser = checked(|s| seconds(s, SCRUB_SECONDS)))]
+    pub(super) scrub_interval: Option<Duration>,
 }
 
 #[derive(Debug, Args)]

@@ -9,14 +9,28 @@ use kv_core::sessions::Sessions;
 use tokio::sync::oneshot;
 
 use super::handle::{Call, CallError, Handle};
-use crate::compactor::CompactionJob;
+use crate::compactor::{CompactionJob, CompactionOutcome};
 use crate::wal::compaction::{AppliedState, Settled, WalCompaction};
 
 impl Handle {
     /// The compaction of this node, for the compactor to run.
     pub fn compaction_job(&self) -> Arc<dyn CompactionJob> {
         let reader = self.reader().clone();
-        Arc::new(WalCompaction { reader, committer: self.published.committer.clone(), state: self.clone() })
+        let compaction = WalCompaction { reader, committer: self.published.committer.clone(), state: self.clone() };
+        Arc::new(BusyWith { compaction, node: self.clone() })
+    }
+}
+
+/// While it runs, the scrub leaves the disk alone.
+struct BusyWith<J> {
+    compaction: J,
+    node: Handle,
+}
+
+impl<J: CompactionJob> CompactionJob for BusyWith<J> {
+    fn run(&self) -> Result<CompactionOutcome, String> {
+        let _busy = self.node.published.busy();
+        self.compaction.run()
     }
 }
 

@@ -7,6 +7,7 @@ use kv_core::message::Message;
 
 use super::boot;
 use super::fetches::{self, Fetch};
+use super::lending::Borrowed;
 use super::notes;
 use super::published::AppliedState;
 use super::rounds::{Driver, Finished};
@@ -61,6 +62,9 @@ impl Driver {
         match message {
             // Lines are lines, whoever asks: the log answers, the replica has no part in it.
             Message::LinesRequest { first, last } => self.lend_lines(from, first, last),
+            Message::Lines { first, last, compacted: _, entries } => {
+                self.lending.borrowed(Borrowed { from, first, last, entries });
+            }
             message => self.replica.step(now, Input::Received { from, message }),
         }
     }

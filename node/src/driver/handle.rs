@@ -26,6 +26,10 @@ pub(crate) enum Call {
         request: Request,
         reply: oneshot::Sender<Reply>,
     },
+    /// A sealed file that cannot be repaired but by a snapshot.
+    Damaged {
+        reason: String,
+    },
     /// For compaction: what is applied, and what was refused, between two entries.
     Settled(oneshot::Sender<Settled>),
 }
@@ -146,6 +150,11 @@ impl Handle {
 
     pub fn is_draining(&self) -> bool {
         self.published.is_draining()
+    }
+
+    /// Changes whenever a damaged file has been repaired; see [`LogReader::take_suspect`].
+    pub fn repairs(&self) -> tokio::sync::watch::Receiver<()> {
+        self.published.at_rest.repairs()
     }
 
     /// What the node reports around the replica's own status. Looks at the volume: do not call per request.

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 
 use super::applied::AppliedWaiters;
 use super::clock::Clock;
+use super::repairs::{AtRest, DamageAtRest};
 use super::snapshots::Floors;
 use super::stop::Stop;
 use crate::wal::{CommitterHandle, FileStorage, LogReader, RecoveryReport};
@@ -39,6 +40,8 @@ pub struct NodeReport {
     pub disk_available_bytes: Option<u64>,
     /// What the last recovery found.
     pub recovery: Arc<RecoveryReport>,
+    /// What was found since.
+    pub at_rest: DamageAtRest,
 }
 
 /// The parts of an open log that others than the driver use.
@@ -74,6 +77,9 @@ pub(crate) struct Published {
     draining: AtomicBool,
     last_round_mono_ms: AtomicU64,
     pub(crate) snapshot_floors: Floors,
+    pub(crate) at_rest: AtRest,
+    /// Shared with whoever has the disk busy.
+    busy: Arc<()>,
 }
 
 impl Published {
@@ -96,6 +102,8 @@ impl Published {
             draining: AtomicBool::new(false),
             last_round_mono_ms: AtomicU64::new(clock.mono_ms()),
             snapshot_floors: Floors::default(),
+            at_rest: AtRest::default(),
+            busy: Arc::default(),
         }
     }
 
@@ -140,6 +148,15 @@ impl Published {
         self.snapshot_floors.lowest().map_or(limit, |floor| limit.min(floor))
     }
 
+    /// The disk is busy with more than the log's own writes, until it is dropped.
+    pub(crate) fn busy(&self) -> Arc<()> {
+        Arc::clone(&self.busy)
+    }
+
+    pub(crate) fn is_busy(&self) -> bool {
+        Arc::strong_count(&self.busy) > 1 || self.snapshot_floors.lowest().is_some()
+    }
+
     pub(crate) fn report(&self) -> NodeReport {
         NodeReport {
             ready: self.is_ready(),
@@ -147,6 +164,7 @@ impl Published {
             disk_used_bytes: self.reader.disk_bytes(),
             disk_available_bytes: self.reader.available_bytes().ok(),
             recovery: self.recovery.load_full(),
+            at_rest: self.at_rest.report(),
         }
     }
 
@@ -169,8 +187,10 @@ impl Published {
         self.state.store(Arc::new(state));
     }
 
+    /// What was found at the start stays told when a snapshot has replaced it.
     pub(crate) fn publish_recovery(&self, report: RecoveryReport) {
-        self.recovery.store(Arc::new(report));
+        let told = report.told_with(&self.recovery.load());
+        self.recovery.store(Arc::new(told));
     }
 
     pub(crate) fn sign_of_life(&self, mono_ms: u64) {

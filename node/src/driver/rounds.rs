@@ -108,7 +108,7 @@ impl Driver {
         committer: Committer,
         transport: Transport,
         published: Arc<Published>,
-        finished: mpsc::Sender<Finished>,
+        (finished, lending): (mpsc::Sender<Finished>, Lending),
         sources: Sources,
     ) -> Self {
         Self {
@@ -121,7 +121,7 @@ impl Driver {
             replies: Replies::default(),
             fetches: Fetches::default(),
             snapshots: Turns::default(),
-            lending: Lending::default(),
+            lending,
             finished,
             sources,
             sweep_at_mono_ms: 0,
@@ -217,6 +217,7 @@ impl Driver {
                     let _gone = reply.send(Reply::Refused(Refusal::Overloaded));
                 }
             },
+            Call::Damaged { reason } => self.replica.step(now, Input::Damaged { reason }),
             Call::Settled(reply) => {
                 let state = self.replica.state();
                 let _gone = reply.send(Settled { applied: state.applied(), refused: state.refused().to_vec() });

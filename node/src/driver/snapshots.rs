@@ -106,7 +106,9 @@ impl Driver {
     pub(crate) fn receive_snapshot(&self, hello: Hello, epoch: Epoch, stream: SnapshotReceiver) {
         let turn = Arc::clone(&self.snapshots.receiving).try_acquire_owned();
         let (reader, finished) = (self.published.reader.clone(), self.finished.clone());
+        let busy = self.published.busy();
         tokio::spawn(async move {
+            let _busy = busy;
             let Ok(_turn) = turn else {
                 let _gone = stream.answer(Err("another snapshot is being received".to_owned())).await;
                 return;

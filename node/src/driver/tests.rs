@@ -45,9 +45,18 @@ async fn start_node_at(dir: &Path, name: &str, peer_address: &str) -> Handle {
         limits: Limits::default(),
         start_id: random_u64(),
     };
-    start(opened, DriverConfig { boot, peer_listener, peer_secret: None, metrics: Arc::default() })
-        .await
-        .expect("nothing to mend")
+    start(
+        opened,
+        DriverConfig {
+            boot,
+            peer_listener,
+            peer_secret: None,
+            metrics: Arc::default(),
+            scrub: ScrubSchedule::default(),
+        },
+    )
+    .await
+    .expect("nothing to mend")
 }
 
 async fn ask(node: &Handle, request: Request) -> Reply {

@@ -2,6 +2,7 @@
 //! blocking pool in batches; a long history is streamed, so that memory holds one batch of it.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::State;
@@ -11,6 +12,7 @@ use axum::response::Response;
 use futures::{StreamExt, stream};
 use kv_core::entry::Body as EntryBody;
 use kv_core::keyspace::{Locator, Read, Versions};
+use tokio::time::{Instant, timeout_at};
 
 use super::App;
 use super::answer::{self, JsonWriter};
@@ -28,6 +30,8 @@ const BATCH_BYTES: usize = 256 * 1024;
 const WHOLE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// How often a read is begun anew; each time the key must have been written a whole history further.
 const ATTEMPTS_MAX: usize = 5;
+/// How long a read waits for the repair of a damaged file: a hand-over and a repair.
+const REPAIR_PATIENCE: Duration = Duration::from_secs(3);
 
 /// The value of one version, current or earlier.
 pub(crate) async fn read_version(handle: &Handle, key: &str, version: u64) -> Result<Shown, Failure> {
@@ -59,8 +63,26 @@ fn gone(key: &str) -> Failure {
     Failure::internal("An earlier version could not be read")
 }
 
-/// The values at `locators`, as far as they are held; stops after [`BATCH_BYTES`].
+/// The values at `locators`, as far as they are held; stops after [`BATCH_BYTES`]. A damaged file is waited
+/// for: reading it has it repaired, which takes moments while there is a leader.
 async fn read_values(handle: &Handle, locators: Vec<Locator>) -> Result<Vec<Option<Bytes>>, Failure> {
+    let mut repairs = handle.repairs();
+    let until = Instant::now() + REPAIR_PATIENCE;
+    loop {
+        match try_to_read(handle, locators.clone()).await? {
+            Ok(values) => return Ok(values),
+            Err(error) => tracing::info!(%error, "an earlier version is read again when its file is repaired"),
+        }
+        if timeout_at(until, repairs.changed()).await.is_err() {
+            return Err(Failure::not_ready("An earlier version is damaged on this node and not repaired yet"));
+        }
+    }
+}
+
+async fn try_to_read(
+    handle: &Handle,
+    locators: Vec<Locator>,
+) -> Result<Result<Vec<Option<Bytes>>, ReadError>, Failure> {
     let reader = handle.reader().clone();
     let read = tokio::task::spawn_blocking(move || {
         let mut values = Vec::with_capacity(locators.len());
@@ -81,11 +103,7 @@ async fn read_values(handle: &Handle, locators: Vec<Locator>) -> Result<Vec<Opti
         }
         Ok::<_, ReadError>(values)
     });
-    let values = read.await.map_err(|_| Failure::internal("The log could not be read"))?;
-    values.map_err(|error| {
-        tracing::error!(%error, "an earlier version cannot be read from the log");
-        Failure::internal("An earlier version could not be read")
-    })
+    read.await.map_err(|_| Failure::internal("The log could not be read"))
 }
 
 #[utoipa::path(get, path = "/key/{key}/history", tag = "keys", summary = "All versions held, with their values",

@@ -322,6 +322,7 @@ described! {
     CorruptionDocument {
         damaged_places: u64,
         places: Vec<DamagedPlaceDocument>,
+        unrepaired: Vec<String>,
         missing: Vec<MissingIdsDocument>,
         torn_tail: Option<TornTailDocument>,
         orphans: Vec<String>,

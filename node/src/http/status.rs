@@ -23,7 +23,7 @@ use super::auth;
 use super::error::{Asked, Failure};
 use super::forward;
 use super::query::Query;
-use crate::driver::Handle;
+use crate::driver::{DamageAtRest, Handle};
 use crate::wal::RecoveryReport;
 
 /// What the node knows of itself, all of it.
@@ -47,20 +47,21 @@ pub(crate) async fn node_status(app: &App) -> Result<NodeStatus, Failure> {
             available_bytes: report.disk_available_bytes,
             full: own.is_some_and(|member| member.storage_full),
         },
-        corruption: corruption(&report.recovery),
+        corruption: corruption(&report.recovery, report.at_rest),
         replica,
     })
 }
 
-fn corruption(recovery: &RecoveryReport) -> CorruptionReport {
+fn corruption(recovery: &RecoveryReport, at_rest: DamageAtRest) -> CorruptionReport {
     let place = |damage: &crate::wal::Damage| DamagedPlace {
         file: damage.file.clone(),
         offset: damage.offset,
         reason: damage.reason.clone(),
     };
     CorruptionReport {
-        damaged_places: recovery.damage_total,
-        places: recovery.damage.iter().map(place).collect(),
+        damaged_places: recovery.damage_total + at_rest.places_total,
+        places: recovery.damage.iter().chain(&at_rest.places).map(place).collect(),
+        unrepaired: at_rest.unrepaired.into_iter().collect(),
         missing: recovery.missing.iter().map(|ids| MissingIds { first: ids.first, last: ids.last }).collect(),
         torn_tail: recovery.torn_tail.clone().map(|tail| TornTail {
             file: tail.file,

@@ -11,6 +11,7 @@ use super::manifest::{ActiveFile, FileKind, Manifest, SealedFile, file_name};
 use super::segment::{LogFile, SparseIndex};
 use super::storage::{Storage, StorageFile, is_full, sync, sync_dir};
 use super::table::FileTable;
+use super::volume::Leftovers;
 use super::{Wal, WalError};
 
 /// A buffer that grew beyond this for one batch is given back.
@@ -167,8 +168,8 @@ impl<S: Storage> Wal<S> {
         let stored = next.store(&*self.shared.storage);
         self.check("manifest.json", stored)?;
         self.manifest = next;
+        self.active.seal(std::mem::take(&mut self.active_crc).finalize());
         self.active = LogFile::new(file, FileKind::Log, number, self.last.next(), Default::default());
-        self.active_crc = crc32fast::Hasher::new();
         let mut table = self.table();
         table.add(Arc::clone(&self.active));
         self.shared.publish(table, self.last);
@@ -206,7 +207,7 @@ impl<S: Storage> Wal<S> {
         let stored = next.store(&*self.shared.storage);
         self.check("manifest.json", stored)?;
         self.manifest = next;
-        let settled = super::volume::settle(&*self.shared.storage, &mut self.manifest);
+        let settled = super::volume::settle(&*self.shared.storage, &mut self.manifest, Leftovers::Keep);
         // The swap has happened, so no error is harmless any more.
         settled.map(drop).map_err(|e| self.fail(format!("data directory: {e}")))
     }

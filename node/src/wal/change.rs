@@ -110,10 +110,20 @@ impl<S: Storage> Wal<S> {
     /// Replaces everything by the snapshot that was offered for this position, and recovers from it.
     pub fn install(&mut self, hard: HardState, position: LogPosition) -> Result<Recovered, WalError> {
         self.alive()?;
-        let offered = self.shared.staged().clone().filter(|staged| staged.position == position);
-        let Some(StagedSnapshot { position, cluster_id: _, base, mut files, gaps, generation }) = offered else {
+        // Taken out, so that a later offer does not remove its files.
+        let Some(offered) = self.shared.staged().take_if(|staged| staged.position == position) else {
             return Err(WalError::Rule(format!("no snapshot at {} waits to be installed", position.id)));
         };
+        let put_in_place = self.replace_by(hard, offered.clone());
+        if let Err(WalError::Full) = put_in_place {
+            self.shared.staged().get_or_insert(offered); // the same install is tried again
+        }
+        put_in_place?;
+        self.reload(position)
+    }
+
+    fn replace_by(&mut self, hard: HardState, offered: StagedSnapshot) -> Result<(), WalError> {
+        let StagedSnapshot { position, cluster_id: _, base, mut files, gaps, generation } = offered;
         files.sort_by_key(|f| (f.kind, f.number));
         let number = files.iter().map(|f| f.number).max().unwrap_or(0) + 1;
         let name = staged_name(FileKind::Log, number, generation);
@@ -133,9 +143,7 @@ impl<S: Storage> Wal<S> {
             obsolete,
             ..self.manifest.clone()
         };
-        self.swap(next)?;
-        *self.shared.staged() = None;
-        self.reload(position)
+        self.swap(next)
     }
 
     /// Recovers from disk, as at a start, and goes on with what was recovered.

@@ -14,9 +14,9 @@ use kv_core::contract::{Base, Persist};
 
 use super::recovery::Recovered;
 use super::storage::Storage;
-use super::{CompactedBase, Wal, WalError};
+use super::{CompactedBase, SealedFile, Wal, WalError};
 use crate::compactor::CompactionOutcome;
-use queue::{Queue, Swap, Work};
+use queue::{Change, Queue, Swap, Work};
 
 /// Between two tries to write, and between two looks at the room left, while there is too little.
 const RETRY: Duration = Duration::from_millis(200);
@@ -47,7 +47,7 @@ pub struct Committer {
     thread: Option<JoinHandle<()>>,
 }
 
-/// Submits compactions; cheap to clone.
+/// Submits compactions and repaired files; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct CommitterHandle(Arc<Queue>);
 
@@ -93,8 +93,22 @@ impl Drop for Committer {
 impl CommitterHandle {
     /// Puts a compaction's files in place, between two writes; blocks until that is durable or refused.
     pub fn swap_compacted(&self, compacted: CompactedBase) -> Result<(), String> {
+        self.swap(Change::Compacted(Box::new(compacted)))
+    }
+
+    /// Puts a repaired file in the place of the damaged one, as [`Self::swap_compacted`] does.
+    pub fn swap_repaired(&self, repaired: SealedFile) -> Result<(), String> {
+        self.swap(Change::Repaired(repaired))
+    }
+
+    /// Whether the log lists this very file, between two changes of its files. Blocks.
+    pub fn lists(&self, file: SealedFile) -> bool {
+        self.swap(Change::Nothing { if_listed: file }).is_ok()
+    }
+
+    fn swap(&self, change: Change) -> Result<(), String> {
         let (answer, answered) = std::sync::mpsc::sync_channel(1);
-        self.0.push_swap(Swap { compacted, answer });
+        self.0.push_swap(Swap { change, answer });
         answered.recv().unwrap_or_else(|_| Err("the log is closed".to_owned()))
     }
 }
@@ -168,11 +182,19 @@ impl<S: Storage, E: FnMut(CommitEvent)> Loop<S, E> {
         }
     }
 
-    fn swap(&mut self, Swap { compacted, answer }: Swap) -> Next {
-        let (base, outcome) = (compacted.base.clone(), compacted.outcome);
-        match self.wal.swap_compacted(compacted) {
+    fn swap(&mut self, Swap { change, answer }: Swap) -> Next {
+        let changed = match change {
+            Change::Compacted(compacted) => {
+                let (base, outcome) = (compacted.base.clone(), compacted.outcome);
+                let swapped = self.wal.swap_compacted(*compacted);
+                swapped.map(|()| (self.events)(CommitEvent::Compacted { base, outcome }))
+            }
+            Change::Repaired(file) => self.wal.swap_repaired(file),
+            Change::Nothing { if_listed } if self.wal.lists(&if_listed) => Ok(()),
+            Change::Nothing { if_listed } => Err(WalError::Rule(format!("{} is not listed", if_listed.name()))),
+        };
+        match changed {
             Ok(()) => {
-                (self.events)(CommitEvent::Compacted { base, outcome });
                 let _nobody_waits = answer.send(Ok(()));
                 self.look_at_space();
                 Next::GoOn

@@ -111,6 +111,16 @@ pub fn compact<S: Storage>(
     reader: &LogReader<S>,
     state: &dyn AppliedState,
 ) -> Result<Option<CompactedBase>, CompactionError> {
+    match try_to_compact(reader, state) {
+        Err(CompactionError::Read(error)) => Ok(reader.noted(Err(error))?),
+        compacted => compacted,
+    }
+}
+
+fn try_to_compact<S: Storage>(
+    reader: &LogReader<S>,
+    state: &dyn AppliedState,
+) -> Result<Option<CompactedBase>, CompactionError> {
     let table = reader.table();
     let (keyspace, sessions) = (state.keyspace(), state.sessions());
     let Some(mut run) = Run::choose(reader, &table, state.limit().min(keyspace.applied())) else {

@@ -128,6 +128,24 @@ fn stage(wal: &Wal<MemoryStorage>, id: u64) -> Result<(), WalError> {
     Ok(())
 }
 
+#[test]
+fn a_snapshot_that_waits_outlives_a_compaction_and_goes_with_a_later_one() {
+    let storage = MemoryStorage::default();
+    let mut opened = reopen(&storage).expect("new volume");
+    found(&mut opened.wal, &opened.recovered.hard, &[1, 2, 3]).expect("found");
+    opened.wal.append(&sets(1..=20), EntryId(20)).expect("appended");
+    let staged = || storage.names().into_iter().filter(|name| name.contains(".gen")).count();
+    stage(&opened.wal, 25).expect("staged");
+    stage(&opened.wal, 30).expect("staged");
+    assert_eq!(staged(), 1, "an older one is removed");
+    let compacted = compact(&opened.wal, 5).expect("compacted");
+    opened.wal.swap_compacted(compacted).expect("swapped");
+    let hard = HardState { cluster_id: ClusterId::new("c").ok(), ..opened.recovered.hard.clone() };
+    let position = LogPosition { epoch: Epoch(9), id: EntryId(30) };
+    let installed = opened.wal.install(hard, position).expect("installed");
+    assert_eq!((installed.hard.committed, staged()), (EntryId(30), 0));
+}
+
 /// The whole log as a reader sees it, or the state when the log has a base.
 fn contents(opened: &Opened<MemoryStorage>) -> Log {
     let horizon = opened.reader.table().horizon().id;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use kv_core::entry::{Entry, EntryId, LineError};
 
-use super::manifest::FileKind;
+use super::manifest::{FileKind, SealedFile};
 use super::segment::LogFile;
 use super::storage::{Storage, StorageFile};
 use super::table::{FileTable, Shared, StagedSnapshot};
@@ -43,6 +43,10 @@ impl<S: Storage> LogReader<S> {
     /// Entries from `from` on without a gap, at most `bytes_max` of lines but at least one; empty when
     /// `from` is at or below the horizon, above the last durable id, or among ids that are lost.
     pub fn read_from(&self, from: EntryId, bytes_max: usize) -> Result<Vec<Entry>, ReadError> {
+        self.noted(self.entries_from(from, bytes_max))
+    }
+
+    fn entries_from(&self, from: EntryId, bytes_max: usize) -> Result<Vec<Entry>, ReadError> {
         let table = self.table();
         let mut entries: Vec<Entry> = Vec::new();
         if from <= table.horizon().id {
@@ -71,6 +75,10 @@ impl<S: Storage> LogReader<S> {
     /// The entries from `first` to `last` as far as they are held, in the log or the base, ids rising: at most
     /// `bytes_max` of lines but at least one. Whatever is left out for its size is above the last one given.
     pub fn read_held(&self, first: EntryId, last: EntryId, bytes_max: usize) -> Result<Vec<Entry>, ReadError> {
+        self.noted(self.held(first, last, bytes_max))
+    }
+
+    fn held(&self, first: EntryId, last: EntryId, bytes_max: usize) -> Result<Vec<Entry>, ReadError> {
         let table = self.table();
         let mut held: Vec<Entry> = Vec::new();
         let base = table.base.iter().filter(|file| matches!(file.kind, FileKind::Live | FileKind::History));
@@ -96,6 +104,10 @@ impl<S: Storage> LogReader<S> {
 
     /// The entry, wherever it is: in the log, or among the live and superseded lines of the base.
     pub fn read_entry(&self, id: EntryId) -> Result<Option<Entry>, ReadError> {
+        self.noted(self.entry(id))
+    }
+
+    fn entry(&self, id: EntryId) -> Result<Option<Entry>, ReadError> {
         let table = self.table();
         if id > table.horizon().id {
             let at = table.log.partition_point(|file| file.first <= id);
@@ -165,9 +177,31 @@ impl<S: Storage> LogReader<S> {
         self.0.next_generation()
     }
 
-    /// Keeps a staged snapshot for its `Install`; an older one that still waits is forgotten.
+    /// A failed read makes its file suspect; see [`Self::take_suspect`].
+    pub(crate) fn noted<T>(&self, read: Result<T, ReadError>) -> Result<T, ReadError> {
+        if let Err(ReadError::Io { file, .. } | ReadError::Line { file, .. }) = &read {
+            self.0.suspects.add(file);
+        }
+        read
+    }
+
+    /// The name of a file that was not read as it should, for somebody to look at it.
+    pub fn take_suspect(&self) -> Option<String> {
+        self.0.suspects.take()
+    }
+
+    /// Completes when a file has become suspect since the last time. May be cancelled.
+    pub async fn suspected(&self) {
+        self.0.suspects.added.notified().await;
+    }
+
+    /// Keeps a staged snapshot for its `Install`; an older one that still waits is removed.
     pub fn offer(&self, snapshot: StagedSnapshot) {
-        *self.0.staged() = Some(snapshot);
+        let Some(older) = self.0.staged().replace(snapshot) else { return };
+        for name in older.files.iter().filter_map(SealedFile::staged_name) {
+            // What cannot be removed now is an orphan for the next start.
+            let _ignored = self.storage().remove(&name);
+        }
     }
 }
 

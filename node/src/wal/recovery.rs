@@ -24,7 +24,7 @@ use super::reader::LogReader;
 use super::segment::LogFile;
 use super::storage::{Storage, StorageFile, sync_dir};
 use super::table::{FileTable, Shared};
-use super::volume::{foreign_file, highest_generation, settle};
+use super::volume::{Leftovers, foreign_file, highest_generation, settle};
 use super::{OnDamage, Options, Position, Wal, WalError};
 use blocks::Source;
 use mend::Mended;
@@ -160,6 +160,19 @@ impl RecoveryReport {
     pub fn is_damaged(&self) -> bool {
         self.damage_total > 0
     }
+
+    /// The damage that there was before, too, and what is missing now.
+    pub(crate) fn told_with(self, before: &Self) -> Self {
+        let damage = [&before.damage[..], &self.damage].concat();
+        Self {
+            salvage: before.salvage,
+            damage_total: before.damage_total + self.damage_total,
+            damage,
+            torn_tail: before.torn_tail.clone(),
+            orphans: before.orphans.clone(),
+            ..self
+        }
+    }
 }
 
 /// Opens or creates the log. Everything reported is durable when this returns.
@@ -169,7 +182,7 @@ pub fn open<S: Storage>(storage: Arc<S>, options: &Options, new_volume: &NewVolu
         None => create(&*storage, new_volume)?,
     };
     let left_over = highest_generation(&*storage).map_err(in_directory)?;
-    let orphans = settle(&*storage, &mut manifest).map_err(in_directory)?;
+    let orphans = settle(&*storage, &mut manifest, Leftovers::Remove).map_err(in_directory)?;
     manifest.hard.incarnation += 1;
     let generation = manifest.generation.max(left_over);
     let shared = Arc::new(Shared::new(Arc::clone(&storage), FileTable::empty(&manifest), generation, options));

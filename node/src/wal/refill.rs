@@ -30,7 +30,7 @@ impl<S: Storage> Wal<S> {
         let (wal, mut recovered) = recovery::load(shared, manifest, &self.options)
             .map_err(|e| self.fail(format!("a refilled log cannot be recovered: {e}")))?;
         *self = wal;
-        recovered.report = told_together(before, recovered.report);
+        recovered.report = recovered.report.told_with(before);
         Ok(recovered)
     }
 
@@ -102,21 +102,6 @@ fn without(gap: Gap, found: &BTreeSet<EntryId>) -> Vec<Gap> {
         left.push(Gap { first, ..gap });
     }
     left
-}
-
-/// The damage that there was, and what is missing now.
-fn told_together(before: &RecoveryReport, after: RecoveryReport) -> RecoveryReport {
-    let mut damage = before.damage.clone();
-    damage.extend(after.damage);
-    let damage_total = before.damage_total + after.damage_total;
-    RecoveryReport {
-        salvage: before.salvage,
-        damage,
-        damage_total,
-        torn_tail: before.torn_tail.clone(),
-        orphans: before.orphans.clone(),
-        ..after
-    }
 }
 
 #[cfg(test)]

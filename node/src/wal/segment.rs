@@ -2,7 +2,7 @@
 //! and newlines, not keys. Used by the log itself, compaction, snapshots and import.
 
 use std::io;
-use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -22,6 +22,8 @@ const SYNC_SLICE_BYTES: u64 = 1 << 20;
 const PAUSE_MAX: Duration = Duration::from_millis(50);
 /// Bytes read at once when a file is gone through.
 const SCAN_BLOCK_BYTES: usize = 256 << 10;
+/// Without a newline for so long, it is no line: no line comes near it.
+const LINE_BYTES_MAX: usize = 32 << 20;
 
 /// The place of one line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,16 +85,34 @@ pub struct LogFile<F> {
     /// The first id that it has or, when active, will have.
     pub first: EntryId,
     extent: RwLock<Extent>,
+    /// CRC-32 of all its bytes, from when it is sealed on.
+    crc: OnceLock<u32>,
 }
 
 impl<F: StorageFile> LogFile<F> {
     pub(crate) fn new(file: Arc<F>, kind: FileKind, number: u64, first: EntryId, extent: Extent) -> Arc<Self> {
-        Arc::new(Self { file, kind, number, first, extent: RwLock::new(extent) })
+        Arc::new(Self { file, kind, number, first, extent: RwLock::new(extent), crc: OnceLock::new() })
     }
 
     pub(crate) fn sealed(file: Arc<F>, sealed: &SealedFile, index: SparseIndex) -> Arc<Self> {
         let extent = Extent { bytes: sealed.bytes, lines: sealed.lines, last: sealed.last, index };
-        Self::new(file, sealed.kind, sealed.number, sealed.first, extent)
+        let sealed_file = Self::new(file, sealed.kind, sealed.number, sealed.first, extent);
+        sealed_file.seal(sealed.crc);
+        sealed_file
+    }
+
+    /// Nothing is written to it any more.
+    pub(crate) fn seal(&self, crc: u32) {
+        self.crc.set(crc).expect("a file is sealed once");
+    }
+
+    /// As the manifest lists it, but for names; None: it is active.
+    pub(crate) fn listed(&self) -> Option<SealedFile> {
+        let crc = *self.crc.get()?;
+        let Self { kind, number, first, .. } = *self;
+        let extent = self.extent();
+        let (lines, bytes, last) = (extent.lines, extent.bytes, extent.last);
+        Some(SealedFile { kind, number, lines, bytes, crc, first, last, staged: None, index: SparseIndex::default() })
     }
 
     /// `holds` describes what is in it so far.
@@ -168,6 +188,9 @@ impl<F: StorageFile> Iterator for Lines<F> {
                 self.offset = self.end;
                 self.block = Bytes::new();
                 return Some(Err(io::Error::new(io::ErrorKind::InvalidData, "the last line does not end")));
+            }
+            if self.block.len() >= LINE_BYTES_MAX {
+                return Some(Err(self.stop("there is no end of the line")));
             }
             want = want.max(self.block.len() * 2);
             match read_up_to(&*self.file.file, self.offset, want.min(left)) {

@@ -2,6 +2,7 @@
 //! generations, the staged snapshot and the limits of space. Readers take an immutable copy of the
 //! table; the writer puts a new one in its place.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -9,11 +10,15 @@ use arc_swap::ArcSwap;
 use kv_core::contract::Base;
 use kv_core::entry::{EntryId, LogPosition};
 use kv_core::group::ClusterId;
+use tokio::sync::Notify;
 
 use super::Options;
 use super::manifest::{FileKind, Gap, Manifest, SealedFile};
 use super::segment::LogFile;
 use super::storage::Storage;
+
+/// More are found by the next scrub.
+const SUSPECTS_MAX: usize = 1024;
 
 /// The open files at one time. Holding it keeps all of them readable.
 #[derive(Debug)]
@@ -88,6 +93,27 @@ impl SpaceLimits {
     }
 }
 
+/// Files that could not be read as they should, until somebody has looked at them.
+#[derive(Debug, Default)]
+pub(crate) struct Suspects {
+    names: Mutex<BTreeSet<String>>,
+    pub(crate) added: Notify,
+}
+
+impl Suspects {
+    pub(crate) fn add(&self, name: &str) {
+        let mut names = self.names.lock().expect("no code panics while it holds this lock");
+        if names.len() < SUSPECTS_MAX {
+            names.insert(name.to_owned());
+            self.added.notify_one();
+        }
+    }
+
+    pub(crate) fn take(&self) -> Option<String> {
+        self.names.lock().expect("no code panics while it holds this lock").pop_first()
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Shared<S: Storage> {
     pub(crate) storage: Arc<S>,
@@ -97,6 +123,7 @@ pub(crate) struct Shared<S: Storage> {
     pub(crate) limits: SpaceLimits,
     /// The highest id that is durable here.
     pub(crate) durable: AtomicU64,
+    pub(crate) suspects: Suspects,
     staged: Mutex<Option<StagedSnapshot>>,
 }
 
@@ -111,6 +138,7 @@ impl<S: Storage> Shared<S> {
             segment_bytes_max: options.segment_bytes_max,
             limits,
             durable: AtomicU64::new(0),
+            suspects: Suspects::default(),
             staged: Mutex::new(None),
         }
     }

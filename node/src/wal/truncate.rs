@@ -7,8 +7,9 @@ use kv_core::entry::{EntryId, LineView};
 use kv_core::mutant::{self, Mutant};
 
 use super::manifest::{ActiveFile, FileKind, Manifest, SealedFile};
-use super::segment::{Extent, LogFile, SegmentWriter};
-use super::storage::{Storage, sync_dir};
+use super::segment::{Extent, LogFile};
+use super::staging::Staging;
+use super::storage::Storage;
 use super::volume::save_aside;
 use super::{Wal, WalError};
 
@@ -42,7 +43,8 @@ impl<S: Storage> Wal<S> {
         let table = self.shared.table.load();
         let storage = &*self.shared.storage;
         let file = &table.log[at];
-        let mut writer = SegmentWriter::create(storage, FileKind::Log, file.number, generation)?;
+        let mut staging = Staging::new(Arc::clone(&self.shared.storage), generation);
+        let mut writer = staging.create(FileKind::Log, file.number)?;
         for line in file.lines(0) {
             let (_, line) = line?;
             let id = LineView::parse(&line).map_err(|e| std::io::Error::other(e.to_string()))?.id;
@@ -57,7 +59,7 @@ impl<S: Storage> Wal<S> {
             save_aside(storage, &format!("{}.cut.{}", file.name(), keep.next()), pieces.chain(later))?;
         }
         let active = writer.finish()?;
-        sync_dir(storage, "")?;
+        staging.keep()?;
         Ok(active)
     }
 

@@ -17,10 +17,23 @@ const LOG_PREFIX: &str = "wal.log";
 const STAGED_MARK: &str = ".gen";
 const COPY_BYTES: usize = 1 << 20;
 
+/// Staged files that nobody lists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Leftovers {
+    /// At a start nothing is under way: they are of unfinished work.
+    Remove,
+    /// A compaction, a snapshot or a repair may be writing them.
+    Keep,
+}
+
 /// Gives staged files their final names and clears away what the manifest does not list: what a
-/// swap replaced is removed, leftovers of unfinished work too, anything else is moved aside. Returns
-/// where the latter went. The next stored manifest may forget staged names and obsolete ones.
-pub(crate) fn settle<S: Storage>(storage: &S, manifest: &mut Manifest) -> io::Result<Vec<String>> {
+/// swap replaced is removed, anything else is moved aside. Returns where the latter went. The next stored
+/// manifest may forget staged names and obsolete ones.
+pub(crate) fn settle<S: Storage>(
+    storage: &S,
+    manifest: &mut Manifest,
+    leftovers: Leftovers,
+) -> io::Result<Vec<String>> {
     let mut names = storage.list("")?;
     for (staged, name) in staged_names(manifest) {
         if let Ok(at) = names.binary_search(&staged) {
@@ -34,9 +47,9 @@ pub(crate) fn settle<S: Storage>(storage: &S, manifest: &mut Manifest) -> io::Re
     let mut aside = Vec::new();
     for name in names.iter().filter(|name| !listed.contains(*name)) {
         let is_leftover = name.contains(STAGED_MARK) || name == MANIFEST_TEMPORARY;
-        if obsolete.contains(name) || (is_leftover && is_ours(name)) {
+        if obsolete.contains(name) || (is_leftover && is_ours(name) && leftovers == Leftovers::Remove) {
             storage.remove(name)?;
-        } else if name.starts_with(LOG_PREFIX) {
+        } else if name.starts_with(LOG_PREFIX) && !is_leftover {
             aside.push(move_aside(storage, name)?);
         }
     }

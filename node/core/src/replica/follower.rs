@@ -140,6 +140,9 @@ impl Replica {
         if !self.follow(now, from, append.epoch) {
             return self.send_epoch_hint(from);
         }
+        if self.needs_snapshot {
+            return; // asked for at its own pace
+        }
         match self.match_log(&append) {
             Ok(()) => self.take_entries(append),
             Err(result) => {

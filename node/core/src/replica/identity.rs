@@ -229,7 +229,7 @@ impl Replica {
         let applied = self.applied();
         let until = self.hard.quarantine.as_ref().and_then(|quarantine| quarantine.until);
         let has_all = |until: EntryId| until <= applied || mutant::on(Mutant::EndQuarantineEarly);
-        if until.is_some_and(has_all) && !self.installing {
+        if until.is_some_and(has_all) && !self.installing && !self.needs_snapshot {
             self.hard.quarantine = None;
             self.persist_state();
             self.shown_to.clear();

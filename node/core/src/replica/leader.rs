@@ -167,6 +167,10 @@ impl Replica {
             AppendResult::Durable(id) if id <= last => progress.accepted(id, now.mono_ms),
             AppendResult::Durable(_) => {} // above our log: not an answer to anything we sent
             AppendResult::Mismatch { rejected, hint } => {
+                if ack.unfit {
+                    // What it acknowledged before it was quarantined, it may have lost.
+                    progress.matched = progress.matched.min(hint.id);
+                }
                 // A late refusal of an append that was answered meanwhile changes nothing. At the matched
                 // id itself: the peer's horizon is above it.
                 if rejected >= progress.matched && rejected < progress.next {

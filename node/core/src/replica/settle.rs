@@ -87,7 +87,8 @@ impl Replica {
         let empty = self.hard.cluster_id.is_none();
         let same_group = self.hard.cluster_id.as_ref().is_none_or(|mine| *mine == cluster_id);
         // It was overtaken by appends: what stands above it may have been acknowledged, and must stay.
-        let overtaken = (position.id < self.committed || (!empty && self.log.matches(position)))
+        let overtaken = (position.id < self.committed
+            || (!empty && !self.needs_snapshot && self.log.matches(position)))
             && !mutant::on(Mutant::InstallOvertakenSnapshot);
         if self.installing || !same_group || overtaken || !(empty || self.follow(now, from, epoch)) {
             return; // the leader finds out by probing, and sends another if it is still needed
@@ -107,7 +108,7 @@ impl Replica {
     pub(super) fn on_installed(&mut self, now: Now, boot: crate::contract::Boot) {
         let applied = boot.state.applied();
         self.persist_installed(now);
-        self.installing = false;
+        (self.installing, self.needs_snapshot) = (false, false);
         let replaced = std::mem::replace(&mut self.state, boot.state);
         if mutant::on(Mutant::MergeSnapshot) {
             self.state.merge(&replaced);

@@ -114,6 +114,7 @@ impl World {
             }
             ["lose-disk", name] => self.lose(name),
             ["compact", name] => self.compact(name),
+            ["damaged", name] => self.step(name, Input::Damaged { reason: "damaged: a file".into() }),
             ["status"] => self.out += &self.describe(),
             _ => panic!("no such command: {line}"),
         }

@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 
 use super::*;
 use crate::compactor::{CompactionJob, CompactionOutcome, Schedule};
-use crate::driver::{self, BootOptions, DriverConfig};
+use crate::driver::{self, BootOptions, DriverConfig, ScrubSchedule};
 use crate::wal::{FileStorage, NewVolume, Options};
 
 /// Longest wait for anything in these tests.
@@ -113,9 +113,18 @@ async fn start_driver(dir: &std::path::Path, name: &str, url: &str) -> Handle {
         limits: Limits::default(),
         start_id: driver::random_u64(),
     };
-    driver::start(opened, DriverConfig { boot, peer_listener, peer_secret: None, metrics: Arc::default() })
-        .await
-        .unwrap()
+    driver::start(
+        opened,
+        DriverConfig {
+            boot,
+            peer_listener,
+            peer_secret: None,
+            metrics: Arc::default(),
+            scrub: ScrubSchedule::default(),
+        },
+    )
+    .await
+    .unwrap()
 }
 
 struct Answer {

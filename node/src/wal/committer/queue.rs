@@ -1,5 +1,5 @@
 //! The committer's queue: operations in the order of their numbers, appends gathered into one, and
-//! beside them compactions to put in place.
+//! beside them changed files to put in place.
 
 use std::collections::VecDeque;
 use std::sync::mpsc::SyncSender;
@@ -9,17 +9,28 @@ use std::time::{Duration, Instant};
 use kv_core::contract::Persist;
 use kv_core::entry::Entry;
 
-use crate::wal::CompactedBase;
+use crate::wal::{CompactedBase, SealedFile};
 
 /// Operations queued at most; a replica's limits on proposals keep it far below.
 pub(super) const OPS_MAX: usize = 65_536;
 /// Bytes of lines gathered into one write at most.
 const BATCH_BYTES_MAX: usize = 8 << 20;
-/// Compactions run one at a time.
+/// Compactions run one at a time, and so do repairs.
 const SWAPS_MAX: usize = 4;
 
+/// What is to become of the log's files between two operations.
+pub(super) enum Change {
+    Compacted(Box<CompactedBase>),
+    /// Staged.
+    Repaired(SealedFile),
+    /// Refused unless this file is listed.
+    Nothing {
+        if_listed: SealedFile,
+    },
+}
+
 pub(super) struct Swap {
-    pub(super) compacted: CompactedBase,
+    pub(super) change: Change,
     pub(super) answer: SyncSender<Result<(), String>>,
 }
 

@@ -19,7 +19,7 @@ use crate::wal::manifest::{ActiveFile, FileKind, Gap, Manifest, SealedFile};
 use crate::wal::segment::{Extent, LogFile, SegmentWriter};
 use crate::wal::storage::{Storage, sync_dir};
 use crate::wal::table::Shared;
-use crate::wal::volume::{QUARANTINE_DIR, quarantine_line, save_aside, settle};
+use crate::wal::volume::{Leftovers, QUARANTINE_DIR, quarantine_line, save_aside, settle};
 
 /// The log as the stored manifest has it now.
 pub(super) struct Mended {
@@ -67,7 +67,7 @@ impl<S: Storage> Mender<'_, S> {
             self.next.configuration = newest.clone();
         }
         self.next.store(self.storage)?;
-        settle(self.storage, &mut self.next)?;
+        settle(self.storage, &mut self.next, Leftovers::Keep)?;
         Ok(Mended { manifest: self.next, active, torn_tail })
     }
 

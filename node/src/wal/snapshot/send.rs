@@ -32,6 +32,7 @@ pub enum SnapshotUnavailable {
 
 /// A snapshot on its way. After an error it ends, without a trailer: whoever reads it knows it incomplete.
 pub struct SnapshotSource<S: Storage> {
+    reader: LogReader<S>,
     position: LogPosition,
     files: VecDeque<(Section, Arc<LogFile<S::File>>)>,
     /// The file being read.
@@ -60,19 +61,23 @@ impl<S: Storage> LogReader<S> {
             let table = self.table();
             // Between the same bases lies no compaction, and `table` holds all that was applied.
             if before.horizon() == table.horizon() && before.lineage == table.lineage {
-                return SnapshotSource::new(&table, up_to.max(table.horizon().id));
+                return SnapshotSource::new(self.clone(), &table, up_to.max(table.horizon().id));
             }
         }
     }
 }
 
 impl<S: Storage> SnapshotSource<S> {
-    fn new(table: &FileTable<S::File>, up_to: EntryId) -> Result<Self, SnapshotUnavailable> {
+    fn new(reader: LogReader<S>, table: &FileTable<S::File>, up_to: EntryId) -> Result<Self, SnapshotUnavailable> {
         let cluster_id = table.cluster_id.clone().ok_or(SnapshotUnavailable::Uninitialised)?;
-        let position = position_of(table, up_to)?;
+        let position = match position_of(table, up_to) {
+            Err(SnapshotUnavailable::Read(error)) => reader.noted(Err(error))?,
+            position => position?,
+        };
         let mut base = table.meta.clone();
         base.refused.retain(|&id| id <= up_to);
         let mut source = Self {
+            reader,
             position,
             files: files_by_section(table, up_to),
             reading: None,
@@ -165,6 +170,7 @@ impl<S: Storage> Iterator for SnapshotSource<S> {
 
     fn next(&mut self) -> Option<io::Result<Bytes>> {
         let chunk = self.chunk().transpose()?;
+        let chunk = self.reader.noted(chunk);
         if chunk.is_err() {
             (self.done, self.out) = (true, Vec::new());
         }
