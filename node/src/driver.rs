@@ -49,8 +49,9 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-pub use boot::{BootOptions, random_u64};
+pub use boot::{BootOptions, boot, hello, random_u64};
 pub use clock::Clock;
+pub use fetches::{Fetch, Fetches};
 pub use handle::{CallError, Handle};
 pub use published::NodeReport;
 pub use repairs::{DamageAtRest, ScrubSchedule};
@@ -105,7 +106,7 @@ pub async fn start(opened: Opened<FileStorage>, config: DriverConfig) -> Result<
     let committer = spawn_committer(wal, &commits, Arc::clone(&metrics));
     let log = Log { reader, committer: committer.handle(), recovery: recovered.report.clone() };
     let now = clock.now();
-    let mut boot = boot::boot(recovered, &options);
+    let mut boot = boot::boot(recovered, &options, random_u64());
     boot.lost.undeclared = undeclared;
     let replica = Replica::new(boot, now);
     let state = AppliedState { keyspace: replica.keyspace(), sessions: replica.sessions() };

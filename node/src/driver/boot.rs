@@ -1,5 +1,5 @@
-//! From what recovery found to what a replica is started from; damage was judged by recovery. Draws what
-//! must be random. Used at start and after an installed snapshot.
+//! From what recovery found to what a replica is started from; damage was judged by recovery. Used at
+//! start and after an installed snapshot, by the driver and by the simulator.
 
 use kv_core::contract::{Boot, Limits, Lost, Tuning};
 use kv_core::entry::{EntryId, LogPosition};
@@ -30,7 +30,8 @@ pub fn random_u64() -> u64 {
     getrandom::u64().expect("the system gives random numbers")
 }
 
-pub(crate) fn boot(recovered: Recovered, options: &BootOptions) -> Boot {
+/// `seed` decides the election time-outs.
+pub fn boot(recovered: Recovered, options: &BootOptions, seed: u64) -> Boot {
     let Recovered { hard, base, state, epoch_runs, configurations, tail, gaps, report: _ } = recovered;
     let declared_at = gaps.iter().filter(|gap| gap.is_declared).map(|gap| gap.known_from).max();
     Boot {
@@ -40,7 +41,7 @@ pub(crate) fn boot(recovered: Recovered, options: &BootOptions) -> Boot {
         url: options.url.clone(),
         peer_url: options.peer_url.clone(),
         tuning: options.tuning,
-        seed: random_u64(),
+        seed,
         state,
         epoch_runs,
         configurations,
@@ -52,7 +53,7 @@ pub(crate) fn boot(recovered: Recovered, options: &BootOptions) -> Boot {
 }
 
 /// What a node shows of itself before there is a replica: what that one will show.
-pub(crate) fn hello(recovered: &Recovered, options: &BootOptions) -> Hello {
+pub fn hello(recovered: &Recovered, options: &BootOptions) -> Hello {
     let Recovered { hard, base, state, epoch_runs, tail, .. } = recovered;
     let epoch = epoch_runs.last().unwrap_or(&base.horizon).epoch;
     let durable = tail.last().map_or(state.applied(), |entry| entry.id);

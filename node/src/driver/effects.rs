@@ -38,7 +38,7 @@ impl Driver {
     /// readable to whoever holds it.
     fn installed(&mut self, now: Now, recovered: Recovered) {
         self.published.publish_recovery(recovered.report.clone());
-        let boot = boot::boot(recovered, &self.boot);
+        let boot = boot::boot(recovered, &self.boot, boot::random_u64());
         self.replica.step(now, Input::Installed { boot: Box::new(boot) });
         self.publish_applied_state();
     }

@@ -12,21 +12,21 @@ use crate::wal::{FileStorage, LogReader};
 
 /// What one peer lacks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Fetch {
-    pub(crate) peer: MemberId,
-    pub(crate) from: EntryId,
-    pub(crate) bytes_max: usize,
+pub struct Fetch {
+    pub peer: MemberId,
+    pub from: EntryId,
+    pub bytes_max: usize,
 }
 
 /// The reads under way, with the one that was asked for meanwhile: only the latest matters.
 #[derive(Debug, Default)]
-pub(crate) struct Fetches {
+pub struct Fetches {
     under_way: BTreeMap<MemberId, Option<Fetch>>,
 }
 
 impl Fetches {
     /// The fetch to start now, if any.
-    pub(crate) fn ask(&mut self, fetch: Fetch) -> Option<Fetch> {
+    pub fn ask(&mut self, fetch: Fetch) -> Option<Fetch> {
         match self.under_way.get_mut(&fetch.peer) {
             Some(next) => {
                 *next = Some(fetch);
@@ -40,7 +40,7 @@ impl Fetches {
     }
 
     /// A fetch for the peer has ended; the one to start next, if any.
-    pub(crate) fn ended(&mut self, peer: MemberId) -> Option<Fetch> {
+    pub fn ended(&mut self, peer: MemberId) -> Option<Fetch> {
         let next = self.under_way.remove(&peer)??;
         self.ask(next)
     }

@@ -16,6 +16,7 @@ use super::recovery::Recovered;
 use super::storage::Storage;
 use super::{CompactedBase, SealedFile, Wal, WalError};
 use crate::compactor::CompactionOutcome;
+pub use queue::gather;
 use queue::{Change, Queue, Swap, Work};
 
 /// Between two tries to write, and between two looks at the room left, while there is too little.

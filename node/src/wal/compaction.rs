@@ -121,18 +121,40 @@ fn try_to_compact<S: Storage>(
     reader: &LogReader<S>,
     state: &dyn AppliedState,
 ) -> Result<Option<CompactedBase>, CompactionError> {
-    let table = reader.table();
-    let (keyspace, sessions) = (state.keyspace(), state.sessions());
-    let Some(mut run) = Run::choose(reader, &table, state.limit().min(keyspace.applied())) else {
-        return Ok(None);
-    };
-    run.collect(&keyspace);
-    let sessions_file = run.write_sessions(&sessions)?;
+    let Some(begun) = Begun::begin(reader, state)? else { return Ok(None) };
     let settled = state.settled().map_err(CompactionError::Node)?;
-    run.select_touched(&reader.table(), &settled)?;
-    run.copy_base()?;
-    run.copy_segments()?;
-    run.finish(sessions_file, &settled).map(Some)
+    begun.finish(reader, &settled).map(Some)
+}
+
+/// A compaction that has looked at the state while writers went on, and must now be told one moment
+/// that covers all it saw. Dropping it removes what it wrote.
+pub struct Begun<S: Storage> {
+    run: Run<S>,
+    sessions: StagedFile<S>,
+}
+
+impl<S: Storage> Begun<S> {
+    /// None when no sealed segment may be compacted.
+    pub fn begin(reader: &LogReader<S>, state: &dyn AppliedState) -> Result<Option<Self>, CompactionError> {
+        // Before the state: one that an install replaces meanwhile is refused by the table's lineage.
+        let table = reader.table();
+        let (keyspace, sessions) = (state.keyspace(), state.sessions());
+        let Some(mut run) = Run::choose(reader, &table, state.limit().min(keyspace.applied())) else {
+            return Ok(None);
+        };
+        run.collect(&keyspace);
+        let sessions = run.write_sessions(&sessions)?;
+        Ok(Some(Self { run, sessions }))
+    }
+
+    /// `settled` must be true of a moment since it began.
+    pub fn finish(self, reader: &LogReader<S>, settled: &Settled) -> Result<CompactedBase, CompactionError> {
+        let Self { mut run, sessions } = self;
+        run.select_touched(&reader.table(), settled)?;
+        run.copy_base()?;
+        run.copy_segments()?;
+        run.finish(sessions, settled)
+    }
 }
 
 /// One compaction under way. Dropping it removes what it wrote.

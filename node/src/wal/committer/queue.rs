@@ -100,7 +100,7 @@ impl Queue {
             if let Some(swap) = state.swaps.pop_front() {
                 return Some(Work::Swap(Box::new(swap)));
             }
-            let gathered = gather(&mut state.ops);
+            let gathered = gather(&mut state.ops).map(|(seq, op)| Work::Ops { seq, op });
             gathered.or_else(|| state.is_closed.then_some(Work::Closed))
         })
     }
@@ -138,11 +138,11 @@ impl Queue {
     }
 }
 
-/// Takes the first operation, with all appends that follow an append.
-fn gather(ops: &mut VecDeque<(u64, Persist)>) -> Option<Work> {
+/// Takes the first operation, with all appends that follow an append. The number is that of the last one.
+pub fn gather(ops: &mut VecDeque<(u64, Persist)>) -> Option<(u64, Persist)> {
     let (mut last_seq, first) = ops.pop_front()?;
     let Persist::Append { mut entries, mut committed } = first else {
-        return Some(Work::Ops { seq: last_seq, op: first });
+        return Some((last_seq, first));
     };
     let mut bytes = bytes_of(&entries);
     while let Some((_, Persist::Append { entries: more, .. })) = ops.front() {
@@ -157,7 +157,7 @@ fn gather(ops: &mut VecDeque<(u64, Persist)>) -> Option<Work> {
         entries.extend(more);
         committed = committed.max(newer);
     }
-    Some(Work::Ops { seq: last_seq, op: Persist::Append { entries, committed } })
+    Some((last_seq, Persist::Append { entries, committed }))
 }
 
 fn bytes_of(entries: &[Entry]) -> usize {
