@@ -18,6 +18,7 @@ mod load;
 mod log_lines;
 mod node;
 mod raw;
+pub mod sim;
 mod site;
 mod wait;
 

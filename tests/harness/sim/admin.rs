@@ -1,0 +1,259 @@
+//! The administrator: founds the group, adds and removes members, moves leadership, changes settings, and
+//! gets it wrong: orders come late, twice, and to nodes they were not meant for. After the faults he puts
+//! right what a person or the operator would.
+
+use kv_core::contract::{Input, Refusal, Reply, Request, SettingsChange, Target, Token};
+use kv_core::entry::EntryId;
+use kv_core::group::{ClusterId, MemberId, MemberInfo};
+use kv_core::status::Role;
+
+use super::coverage::Reached;
+use super::node::{Happening, Place};
+use super::world::{Event, Waiter, World};
+
+/// What an order is for, to know what its answer means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Order {
+    Bootstrap,
+    Learner,
+    /// A learner under the name of a voter whose volume is gone.
+    Replacement,
+    Voter,
+    Remove,
+    Lead,
+    LeadWrongly,
+    HandOver,
+    Settings,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Admin {
+    founders: Vec<MemberInfo>,
+    founded: Vec<bool>,
+    /// Told to lead once, at the beginning.
+    has_led: bool,
+    /// Sent before, and perhaps sent again.
+    sent: Vec<(usize, Order, Request)>,
+    /// True: nothing is asked for but what makes the group whole.
+    pub(crate) repairs: bool,
+}
+
+/// Orders remembered for sending them again.
+const SENT_MAX: usize = 20;
+
+impl World {
+    pub(crate) fn administer(&mut self) {
+        let again_us = self.random.between(30_000, 500_000);
+        self.at(self.now_us + again_us, Event::Admin);
+        if self.admin.founders.is_empty() {
+            self.choose_founders();
+        } else if self.admin.founded.iter().any(|done| !done) {
+            self.found();
+        } else if self.admin.repairs {
+            self.repair();
+        } else {
+            self.meddle();
+        }
+        self.admin.has_led |= self.leader().is_some();
+        if self.shape.is_manual || !self.admin.has_led {
+            self.assign_leader();
+        }
+    }
+
+    /// The voters that the group began with.
+    pub(crate) fn founders(&self) -> Vec<MemberId> {
+        self.admin.founders.iter().map(|info| info.member_id).collect()
+    }
+
+    pub(crate) fn cluster_id() -> ClusterId {
+        ClusterId::new("sim").expect("a legal name")
+    }
+
+    fn choose_founders(&mut self) {
+        let voters = self.shape.voters;
+        let infos: Vec<MemberInfo> = (0..voters).filter_map(|index| self.info(index)).collect();
+        if infos.len() == voters {
+            self.admin.founded = vec![false; voters];
+            self.admin.founders = infos;
+        }
+    }
+
+    fn info(&self, index: usize) -> Option<MemberInfo> {
+        let node = &self.nodes[index];
+        let member_id = node.process.as_ref()?.member;
+        Some(MemberInfo { name: node.name.clone(), member_id, peer_url: node.name.to_string() })
+    }
+
+    /// Each founder gets the same body, until each has answered.
+    fn found(&mut self) {
+        for index in 0..self.admin.founded.len() {
+            let is_due = !self.admin.founded[index] || self.random.percent(30);
+            if is_due && self.random.percent(80) {
+                self.order(index, Order::Bootstrap, self.bootstrap_body());
+            }
+        }
+    }
+
+    fn bootstrap_body(&self) -> Request {
+        Request::Bootstrap {
+            target_member_id: None,
+            cluster_id: Self::cluster_id(),
+            voters: self.admin.founders.clone(),
+            settings: self.shape.settings,
+        }
+    }
+
+    /// Without failover of its own a group is led by whom it is told to.
+    fn assign_leader(&mut self) {
+        if self.leader().is_some() || self.admin.founders.is_empty() {
+            return;
+        }
+        let best = self.processes().filter(|process| process.replica.view(self.clock_of(process.place)).serves);
+        let best = best.max_by_key(|process| process.replica.positions().0).map(|process| process.place.node);
+        if let Some(index) = best {
+            let index = if self.random.percent(70) { index } else { self.random.index(self.nodes.len()) };
+            self.order(index, Order::Lead, Request::Lead { target: None });
+        }
+    }
+
+    fn meddle(&mut self) {
+        let index = self.random.index(self.nodes.len());
+        let leader = self.leader().map_or(index, |place| place.node);
+        match self.random.below(20) {
+            0..4 => self.register_strangers(30),
+            4..7 => self.add(leader, index, Order::Voter),
+            7..9 => self.remove(leader, index),
+            9..11 => self.order(index, Order::Lead, Request::Lead { target: None }),
+            11 => self.lead_by_target(index),
+            12 => self.lead_wrongly(index),
+            13 => self.order(leader, Order::HandOver, Request::HandOver),
+            14..16 => self.change_settings(leader),
+            16 => self.add(index, leader, Order::Learner),
+            17..19 => self.send_again(),
+            _ => {}
+        }
+    }
+
+    /// As `kv_node::bootstrap::following`: whoever is not of the group registers with its leader.
+    fn register_strangers(&mut self, percent: u64) {
+        let Some(leader) = self.leader() else { return };
+        for index in 0..self.nodes.len() {
+            let is_stranger = self.info(index).is_some_and(|info| !self.is_voter(leader, info.member_id));
+            if is_stranger && self.random.percent(percent) {
+                self.add(leader.node, index, Order::Learner);
+            }
+        }
+    }
+
+    fn repair(&mut self) {
+        self.register_strangers(100);
+    }
+
+    fn add(&mut self, at: usize, index: usize, order: Order) {
+        let Some(member) = self.info(index) else { return };
+        let leader = self.nodes[at].process.as_ref();
+        let replaces = leader.is_some_and(|leader| {
+            let now = self.clock_of(leader.place);
+            let known = leader.replica.status(now).members;
+            known.iter().any(|m| m.voter && m.name == member.name && m.member_id != member.member_id)
+        });
+        let order = if replaces && order == Order::Learner { Order::Replacement } else { order };
+        let voter = order == Order::Voter;
+        self.order(at, order, Request::AddMember { target: None, member, voter });
+    }
+
+    fn remove(&mut self, at: usize, index: usize) {
+        let Some(member_id) = self.info(index).map(|info| info.member_id) else { return };
+        self.order(at, Order::Remove, Request::RemoveMember { target: None, member_id });
+    }
+
+    fn lead_by_target(&mut self, index: usize) {
+        let Some(process) = self.nodes[index].process.as_ref() else { return };
+        let config_id = process.replica.status(self.clock_of(process.place)).config_id;
+        let target =
+            Target { cluster_id: Self::cluster_id(), target_member_id: process.member, if_config_id: config_id };
+        self.order(index, Order::Lead, Request::Lead { target: Some(target) });
+    }
+
+    fn lead_wrongly(&mut self, index: usize) {
+        let Some(process) = self.nodes[index].process.as_ref() else { return };
+        let config_id = process.replica.status(self.clock_of(process.place)).config_id;
+        let right =
+            Target { cluster_id: Self::cluster_id(), target_member_id: process.member, if_config_id: config_id };
+        let wrong = match self.random.below(3) {
+            0 => Target { if_config_id: EntryId(config_id.0 + 1_000_000), ..right },
+            1 => Target { cluster_id: ClusterId::new("another").expect("a name"), ..right },
+            _ => Target { target_member_id: MemberId(1), ..right },
+        };
+        self.order(index, Order::LeadWrongly, Request::Lead { target: Some(wrong) });
+    }
+
+    fn change_settings(&mut self, leader: usize) {
+        let settings = SettingsChange {
+            history_limit: self.random.percent(60).then(|| u32::try_from(self.random.below(6)).expect("small")),
+            dedup_expiry_seconds: self.random.percent(20).then(|| self.random.between(1, 60)),
+            dedup_limit: self.random.percent(30).then(|| self.random.between(3, 60)),
+        };
+        self.order(leader, Order::Settings, Request::ChangeSettings { target: None, settings });
+    }
+
+    /// Late, and perhaps to somebody else.
+    fn send_again(&mut self) {
+        let len = self.admin.sent.len();
+        if len > 0 {
+            let (index, order, request) = self.admin.sent[self.random.index(len)].clone();
+            let index = if self.random.percent(70) { index } else { self.random.index(self.nodes.len()) };
+            self.order(index, order, request);
+        }
+    }
+
+    fn order(&mut self, index: usize, order: Order, request: Request) {
+        let token = Token(self.next_number());
+        if self.admin.sent.len() < SENT_MAX {
+            self.admin.sent.push((index, order, request.clone()));
+        } else {
+            let at = self.random.index(SENT_MAX);
+            self.admin.sent[at] = (index, order, request.clone());
+        }
+        let Some(process) = self.nodes[index].process.as_mut() else { return };
+        let place = process.place;
+        process.waiting.insert(token, Waiter::Admin(order));
+        self.tell(index, format_args!("is told: {order:?}"));
+        self.arrives(place, Happening::Step(Input::Request { token, request }));
+    }
+
+    pub(crate) fn replied_to_admin(&mut self, place: Place, order: Order, reply: &Reply) {
+        self.tell(place.node, format_args!("answers {order:?}: {reply:?}"));
+        let reached = match (order, reply) {
+            (Order::Bootstrap, Reply::Done { .. }) => return self.is_founded(place.node),
+            (Order::Learner, Reply::Done { .. }) => Reached::LearnerAdded,
+            (Order::Replacement, Reply::Done { .. }) => Reached::ReplacementByOperator,
+            (Order::Voter, Reply::Done { .. }) => Reached::VoterAdded,
+            (Order::Remove, Reply::Done { .. }) => Reached::VoterRemoved,
+            (Order::Lead, Reply::Done { .. }) => Reached::TransferSucceeded,
+            (Order::Lead, Reply::Refused(Refusal::Behind { .. })) => Reached::BehindRefused,
+            (Order::HandOver, Reply::Refused(Refusal::Conflict(_))) => Reached::TransferTimedOut,
+            (Order::LeadWrongly, reply) => {
+                let is_refused = matches!(reply, Reply::Refused(Refusal::IdentityMismatch { .. }));
+                assert!(is_refused, "an order for another node was not refused: {reply:?}");
+                Reached::DirectiveRefused
+            }
+            (Order::Settings, Reply::Done { .. }) => Reached::SettingsChanged,
+            _ => return,
+        };
+        self.coverage.count(reached);
+    }
+
+    fn is_founded(&mut self, index: usize) {
+        let Some(done) = self.admin.founded.get_mut(index) else { return };
+        if std::mem::replace(done, true) {
+            self.coverage.count(Reached::BootstrapRepeated);
+        }
+    }
+
+    /// The leader of the highest epoch that runs.
+    pub(crate) fn leader(&self) -> Option<Place> {
+        let leads = self.processes().filter(|process| process.view.role == Role::Leader);
+        leads.max_by_key(|process| process.view.epoch).map(|process| process.place)
+    }
+}

@@ -1,0 +1,256 @@
+//! Clients: each does one thing at a time, to any node, gives up waiting, and asks again with its request
+//! id or does not. Between them and the replicas stands what `kv_node::http` does: a node that does not
+//! lead forwards, and a new epoch ends waiting forwards. What a client is told goes to the checks.
+
+mod commands;
+mod routes;
+
+use std::collections::BTreeMap;
+
+use kv_core::command::{Command, Key};
+use kv_core::contract::{Refusal, Reply};
+use kv_core::entry::{EntryId, Epoch};
+
+use super::coverage::Reached;
+use super::node::Place;
+use super::world::{Event, World};
+
+/// A client gives up on an operation after so many attempts.
+const ATTEMPTS_MAX: u64 = 8;
+
+/// What a client wants.
+#[derive(Debug, Clone)]
+pub(crate) enum Wish {
+    Write(Command),
+    Read(Key, Consistency),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Consistency {
+    Local,
+    Linearizable,
+}
+
+/// One operation of a client, with all its attempts.
+#[derive(Debug, Clone)]
+pub(crate) struct Call {
+    pub(crate) client: usize,
+    pub(crate) wish: Wish,
+    /// The highest id that anybody had been shown when it began.
+    pub(crate) floor: EntryId,
+    attempt: u64,
+    /// The way its present attempt takes; answers that come another way are void.
+    route: u64,
+    /// An attempt may have taken effect without an answer.
+    is_open: bool,
+}
+
+/// One attempt on its way to a node.
+#[derive(Debug, Clone)]
+pub(crate) struct Delivery {
+    pub(crate) call: u64,
+    attempt: u64,
+    route: u64,
+    pub(crate) node: usize,
+    /// The node that forwards it, and the epoch that it believed in.
+    via: Option<(Place, Epoch)>,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum Answer {
+    Reply(Reply),
+    /// The id and version of the value, true at an id.
+    Value {
+        found: Option<(EntryId, u64)>,
+        at: EntryId,
+    },
+    /// Nobody took the request.
+    NotTaken,
+    /// The connection broke: nobody knows.
+    Broken,
+}
+
+#[derive(Debug)]
+pub(crate) struct Clients {
+    pub(crate) count: usize,
+    calls: BTreeMap<u64, Call>,
+    /// The operation that each client is at.
+    busy: Vec<Option<u64>>,
+    /// Operations that were answered, for repeating.
+    finished: Vec<Call>,
+    /// What each client saw last of a key.
+    versions: BTreeMap<Key, u64>,
+    forwards: BTreeMap<u64, Delivery>,
+    next_call: u64,
+}
+
+impl Clients {
+    pub(crate) fn new(count: usize) -> Self {
+        Self {
+            count,
+            calls: BTreeMap::new(),
+            busy: vec![None; count],
+            finished: Vec::new(),
+            versions: BTreeMap::new(),
+            forwards: BTreeMap::new(),
+            next_call: 0,
+        }
+    }
+
+    pub(crate) fn get(&self, call: u64) -> Option<&Call> {
+        self.calls.get(&call)
+    }
+}
+
+impl World {
+    pub(crate) fn start_clients(&mut self) {
+        for client in 0..self.clients.count {
+            let at_us = self.now_us + self.random.below(50_000);
+            self.at(at_us, Event::Client(client));
+        }
+    }
+
+    /// Begins something, or tries again what is not answered.
+    pub(crate) fn client_acts(&mut self, client: usize) {
+        let call = match self.clients.busy[client] {
+            Some(call) => call,
+            None => self.begin_call(client),
+        };
+        self.attempt(call);
+    }
+
+    fn begin_call(&mut self, client: usize) -> u64 {
+        self.clients.next_call += 1;
+        let number = self.clients.next_call;
+        let floor = self.watch.floor();
+        let repeated = self.random.percent(4).then(|| self.repeated(client)).flatten();
+        let is_open = repeated.is_some();
+        let wish = repeated.unwrap_or_else(|| self.draw_wish(number, client));
+        let call = Call { client, wish, floor, attempt: 0, route: 0, is_open };
+        self.clients.calls.insert(number, call);
+        self.clients.busy[client] = Some(number);
+        number
+    }
+
+    fn attempt(&mut self, number: u64) {
+        let node = self.draw_target();
+        let route = self.next_number();
+        let Some(call) = self.clients.calls.get_mut(&number) else { return };
+        (call.attempt, call.route) = (call.attempt + 1, route);
+        let attempt = call.attempt;
+        if attempt > 1 && matches!(call.wish, Wish::Write(_)) {
+            self.coverage.count(Reached::RequestRetried);
+        }
+        let delivery = Delivery { call: number, attempt, route, node, via: None };
+        let (delay_us, patience_us) = (self.random.between(50, 3_000), self.random.between(100_000, 2_000_000));
+        self.at(self.now_us + delay_us, Event::Call(delivery));
+        self.at(self.now_us + patience_us, Event::CallTimeout(number, attempt));
+    }
+
+    fn draw_target(&mut self) -> usize {
+        let leader = self.leader().map(|place| place.node);
+        let any = self.random.index(self.nodes.len());
+        leader.filter(|_| self.random.percent(60)).unwrap_or(any)
+    }
+
+    pub(crate) fn timed_out(&mut self, number: u64, attempt: u64) {
+        if self.clients.calls.get(&number).is_some_and(|call| call.attempt == attempt) {
+            self.coverage.count(Reached::NoAnswer);
+            self.unanswered(number);
+        }
+    }
+
+    pub(crate) fn answered(&mut self, delivery: Delivery, answer: Answer) {
+        let Delivery { call: number, attempt, route, .. } = delivery;
+        let Some(call) = self.clients.calls.get(&number) else { return };
+        if (call.attempt, call.route) != (attempt, route) {
+            return; // the client waits for another answer by now
+        }
+        self.trace.tell(self.now_us, "client", format_args!("call {number} gets {answer:?}"));
+        match answer {
+            Answer::Broken => self.unanswered(number),
+            Answer::Reply(Reply::Refused(Refusal::OutcomeUnknown)) => {
+                self.coverage.count(Reached::OutcomeUnknown);
+                self.unanswered(number);
+            }
+            Answer::NotTaken => self.not_taken(number),
+            Answer::Reply(Reply::Refused(refusal)) => {
+                if refusal == Refusal::StorageFull {
+                    self.coverage.count(Reached::WriteRefusedFull);
+                }
+                self.not_taken(number);
+            }
+            Answer::Reply(reply) => {
+                let call = call.clone();
+                self.watch_reply(&call, &reply);
+                self.remember_version(&call, &reply);
+                self.finish(number);
+            }
+            Answer::Value { found, at } => {
+                let call = call.clone();
+                self.watch_value(&call, found, at);
+                if let (Wish::Read(key, _), Some((_, version))) = (&call.wish, found) {
+                    self.clients.versions.insert(key.clone(), version);
+                }
+                self.finish(number);
+            }
+        }
+    }
+
+    /// It may have taken effect. With a request id it can be asked again; without, nobody will ever know.
+    fn unanswered(&mut self, number: u64) {
+        let Some(call) = self.clients.calls.get_mut(&number) else { return };
+        call.is_open = true;
+        if call.can_be_repeated() && call.attempt < ATTEMPTS_MAX {
+            self.try_again(number);
+        } else {
+            self.finish(number);
+        }
+    }
+
+    /// This attempt took no effect, and never will.
+    fn not_taken(&mut self, number: u64) {
+        let Some(call) = self.clients.calls.get(&number) else { return };
+        if call.can_be_repeated() && call.attempt < ATTEMPTS_MAX {
+            return self.try_again(number);
+        }
+        if call.is_open || matches!(call.wish, Wish::Read(..)) {
+            return self.finish(number);
+        }
+        self.watch.took_no_effect(number);
+        self.forget(number);
+    }
+
+    fn try_again(&mut self, number: u64) {
+        let Some(call) = self.clients.calls.get_mut(&number) else { return };
+        call.route = 0; // no late answer counts any more
+        let client = call.client;
+        let pause_us = self.random.between(5_000, 120_000);
+        self.at(self.now_us + pause_us, Event::Client(client));
+    }
+
+    fn finish(&mut self, number: u64) {
+        let Some(call) = self.clients.calls.get(&number) else { return };
+        if call.can_be_repeated() && matches!(call.wish, Wish::Write(_)) {
+            self.clients.finished.push(call.clone());
+        }
+        self.forget(number);
+    }
+
+    fn forget(&mut self, number: u64) {
+        let Some(Call { client, .. }) = self.clients.calls.remove(&number) else { return };
+        self.clients.busy[client] = None;
+        let slowness = if self.admin.repairs { 8 } else { 1 };
+        let think_us = self.random.between(200, 40_000) * slowness;
+        self.at(self.now_us + think_us, Event::Client(client));
+    }
+}
+
+impl Call {
+    fn can_be_repeated(&self) -> bool {
+        match &self.wish {
+            Wish::Write(command) => command.request.is_some(),
+            Wish::Read(..) => true,
+        }
+    }
+}

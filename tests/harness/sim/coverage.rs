@@ -1,0 +1,128 @@
+//! What a run has really reached: a counter for each fault and each rare path. A simulator that does not
+//! count proves less than it seems to. The normal test run fails when one of these was never reached.
+
+use std::fmt;
+use std::ops::AddAssign;
+
+macro_rules! reached {
+    ($($name:ident => $words:literal,)*) => {
+        /// One fault or rare path.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum Reached { $($name,)* }
+
+        const WORDS: &[&str] = &[$($words,)*];
+        const ALL: &[Reached] = &[$(Reached::$name,)*];
+    };
+}
+
+reached! {
+    CrashOfProcess => "a process crashed",
+    CrashWithPower => "a machine lost its power",
+    CrashInCall => "a machine stopped within a call to its disk",
+    CrashInRecovery => "a machine stopped within its recovery",
+    CrashInInstall => "a machine stopped while it installed a snapshot",
+    CrashInReceiving => "a machine stopped while it received a snapshot",
+    CrashInCompaction => "a machine stopped while it compacted",
+    WriteFailed => "a write failed",
+    SyncFailed => "an fsync failed",
+    StartAfterFailedSync => "a process started on pages that a failed fsync gave up",
+    TornTail => "a torn tail was cut",
+    DiskFull => "a write found no room",
+    WriteRefusedFull => "a client was told that storage is full",
+    RoomAgain => "a full disk had room again",
+    BitFlipped => "a bit flipped at rest",
+    SegmentVanished => "a sealed file vanished",
+    DamageFound => "recovery found damage",
+    Quarantined => "a member started in quarantine",
+    Refilled => "a member was refilled and trusted again",
+    VolumeLost => "a volume was lost",
+    VolumeRestored => "an older copy of a volume was put back",
+    StaleVolumeRefused => "an older volume was known and refused",
+    Paused => "a node was paused",
+    WallClockJumped => "a wall clock jumped",
+    CutOneWay => "a link was cut one way",
+    CutOff => "a node was cut off",
+    ConnectionBroken => "a connection broke",
+    DialRefused => "a dial was refused after a connection",
+    MessageLost => "a message was lost",
+    MessageTwice => "a message came twice",
+    MessageOvertook => "a message overtook another",
+    Elected => "a leader was elected",
+    Deposed => "a leader was deposed",
+    TailCut => "a divergent tail was cut",
+    EpochChanged => "a follower followed a new leader",
+    SnapshotSent => "a snapshot was sent",
+    SnapshotInterrupted => "a snapshot was broken off on its way",
+    SnapshotInstalled => "a snapshot was installed",
+    Compacted => "a log was compacted",
+    CompactionRefused => "a compaction was refused since the log had changed",
+    FetchedFromDisk => "a follower got entries from the leader's disk",
+    LearnerAdded => "a learner was added",
+    VoterAdded => "a learner became a voter",
+    VoterRemoved => "a voter was removed",
+    MemberReplaced => "a lost member was replaced",
+    ReplacementByOperator => "a replacement was asked for under the old name",
+    TransferSucceeded => "leadership was handed over on request",
+    TransferTimedOut => "a hand-over was given up",
+    BehindRefused => "a node told to lead was named behind",
+    DirectiveRefused => "a directive with other identities was refused",
+    BootstrapRepeated => "a bootstrap was repeated",
+    SettingsChanged => "settings of the group were changed",
+    Forwarded => "a request was forwarded to the leader",
+    ForwardedAgain => "a forward was sent again after a new epoch",
+    RequestRetried => "a client asked again with its request id",
+    Replayed => "a repeated request was answered from the table",
+    ReplayedAfterFailover => "a repeated request was answered by a later leader",
+    OutcomeUnknown => "a client was told that the outcome is unknown",
+    NoAnswer => "a client got no answer in time",
+    ConflictRefused => "a precondition did not hold",
+    ReadLocal => "a local read was answered",
+    ReadLinearizable => "a linearizable read was answered",
+    ReadStaleRefused => "a read was refused for want of a confirmed leader",
+    HistoryRead => "earlier versions were read from the log",
+    BackupChecked => "a backup was replayed and compared",
+    AuditedDisk => "a disk was recovered as after a power loss, and compared",
+}
+
+/// How often each was reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Coverage(Vec<u64>);
+
+impl Default for Coverage {
+    fn default() -> Self {
+        Self(vec![0; ALL.len()])
+    }
+}
+
+impl Coverage {
+    pub(crate) fn count(&mut self, reached: Reached) {
+        self.0[reached as usize] += 1;
+    }
+
+    pub fn of(&self, reached: Reached) -> u64 {
+        self.0[reached as usize]
+    }
+
+    /// What was never reached.
+    pub fn never(&self) -> Vec<Reached> {
+        ALL.iter().copied().filter(|reached| self.of(*reached) == 0).collect()
+    }
+}
+
+impl AddAssign<&Coverage> for Coverage {
+    fn add_assign(&mut self, other: &Coverage) {
+        self.0.iter_mut().zip(&other.0).for_each(|(mine, theirs)| *mine += theirs);
+    }
+}
+
+impl fmt::Display for Coverage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        ALL.iter().try_for_each(|reached| writeln!(f, "{:>10}  {}", self.of(*reached), WORDS[*reached as usize]))
+    }
+}
+
+impl fmt::Display for Reached {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(WORDS[*self as usize])
+    }
+}

@@ -1,0 +1,312 @@
+//! Trouble: what goes wrong, when, and to whom. Each fault is counted where it takes effect. Volumes are
+//! lost, damaged or put back only while the others hold everything: the promises ask for no more.
+
+use kv_core::entry::EntryId;
+
+use super::coverage::Reached;
+use super::disk::{Crash, Trouble};
+use super::network::Weather;
+use super::node::{Place, Volume};
+use super::watch::Ledger;
+use super::world::{Event, World};
+
+/// Between two faults.
+const PAUSE_US: (u64, u64) = (5_000, 250_000);
+/// A machine stops within so many calls.
+const CALLS_MAX: u64 = 40;
+
+/// Within this time all voters know what a member has promised and made durable.
+const HEARSAY_US: u64 = 800_000;
+
+#[derive(Debug, Default)]
+pub(crate) struct Faults {
+    /// Copies of volumes, with the node that they are of.
+    saved: Vec<(usize, Volume)>,
+    /// Nothing new goes wrong before.
+    hold_until_us: u64,
+    is_over: bool,
+}
+
+impl World {
+    pub(crate) fn fault(&mut self) {
+        if self.faults.is_over {
+            return;
+        }
+        if self.now_us < self.faults.hold_until_us {
+            return self.at(self.faults.hold_until_us, Event::Fault);
+        }
+        let pause_us = self.random.between(PAUSE_US.0, PAUSE_US.1);
+        self.at(self.now_us + pause_us, Event::Fault);
+        let index = self.random.index(self.shape.nodes);
+        match self.random.below(100) {
+            0..10 => self.crash(index),
+            10..18 => self.arm(index),
+            18..22 => self.pause(index),
+            22..34 => self.cut_something(index),
+            34..42 => self.heal_network(),
+            42..47 => self.change_weather(),
+            47..50 => self.break_a_connection(),
+            50..54 => self.fill_disk(index),
+            54..57 => self.give_room(index),
+            57..60 => self.slow_disk(index),
+            60..62 => self.jump_wall_clock(index),
+            62..76 => self.compact_here(index),
+            76..80 => self.back_up(index),
+            80..84 => self.lose_volume(index),
+            84..88 => self.damage(index),
+            88..92 => self.save_volume(index),
+            92..95 => self.restore_volume(index),
+            95..97 => self.move_leadership(index),
+            _ => {}
+        }
+    }
+
+    /// From now on nothing goes wrong any more, and what was wrong is put right.
+    pub(crate) fn end_faults(&mut self) {
+        self.faults.is_over = true;
+        self.admin.repairs = true;
+        self.network.heal();
+        self.network.weather = Weather::Calm;
+        for index in 0..self.nodes.len() {
+            let node = &mut self.nodes[index];
+            node.disk_delay_us = 0;
+            node.paused_until_us = node.paused_until_us.min(self.now_us);
+            node.volume.disk.set_room(None);
+            node.volume.disk.disarm();
+            if node.process.is_none() {
+                self.at(self.now_us, Event::Start(index));
+            }
+        }
+    }
+
+    fn heal_some(&mut self) {
+        self.network.heal();
+        self.network.weather = Weather::Calm;
+    }
+
+    fn crash(&mut self, index: usize) {
+        if self.nodes[index].process.is_none() {
+            return;
+        }
+        let crash = match self.random.below(4) {
+            0 => Crash::PowerLosesAll,
+            1 | 2 => Crash::Power,
+            _ => Crash::Process,
+        };
+        self.part(index, crash);
+        self.start_later(index);
+    }
+
+    /// Something goes wrong within one of the next calls to the disk.
+    fn arm(&mut self, index: usize) {
+        let trouble = match self.random.below(4) {
+            0 => Trouble::SyncFails,
+            1 => Trouble::WriteFails,
+            _ => Trouble::Stops,
+        };
+        let calls = self.random.below(CALLS_MAX);
+        self.nodes[index].volume.disk.arm(calls, trouble);
+    }
+
+    fn pause(&mut self, index: usize) {
+        self.coverage.count(Reached::Paused);
+        let pause_us = self.random.between(10_000, 2_000_000);
+        self.nodes[index].paused_until_us = self.now_us + pause_us;
+        self.tell(index, format_args!("is stopped for {} ms", pause_us / 1000));
+    }
+
+    fn cut_something(&mut self, index: usize) {
+        let other = self.random.index(self.nodes.len());
+        if self.random.percent(50) && other != index {
+            self.coverage.count(Reached::CutOneWay);
+            self.network.cut(index, other);
+            return self.tell(index, format_args!("does not reach {}", self.nodes[other].name));
+        }
+        self.coverage.count(Reached::CutOff);
+        for other in (0..self.nodes.len()).filter(|other| *other != index) {
+            self.network.cut(index, other);
+            self.network.cut(other, index);
+        }
+        self.tell(index, format_args!("is cut off"));
+    }
+
+    fn heal_network(&mut self) {
+        self.network.heal();
+    }
+
+    fn change_weather(&mut self) {
+        self.network.weather = self.random.pick(&[Weather::Calm, Weather::Slow, Weather::Chaos]).expect("three");
+    }
+
+    fn break_a_connection(&mut self) {
+        let ids = self.network.ids();
+        if let Some(id) = self.random.pick(&ids) {
+            self.coverage.count(Reached::ConnectionBroken);
+            self.disconnect(id);
+        }
+    }
+
+    fn fill_disk(&mut self, index: usize) {
+        let room = self.random.below(3_000);
+        self.nodes[index].volume.disk.set_room(Some(room));
+    }
+
+    fn give_room(&mut self, index: usize) {
+        self.nodes[index].volume.disk.set_room(None);
+    }
+
+    fn slow_disk(&mut self, index: usize) {
+        let delay_us = self.random.pick(&[0, 0, 20_000, 200_000]).expect("four");
+        self.nodes[index].disk_delay_us = delay_us;
+    }
+
+    fn jump_wall_clock(&mut self, index: usize) {
+        self.coverage.count(Reached::WallClockJumped);
+        let ahead_ms = i64::try_from(self.random.below(20_000_000)).expect("small") - 10_000_000;
+        self.nodes[index].clock.jump(ahead_ms);
+    }
+
+    fn running(&self, index: usize) -> Option<Place> {
+        self.nodes[index].process.as_ref().map(|process| process.place)
+    }
+
+    fn compact_here(&mut self, index: usize) {
+        if let Some(place) = self.running(index) {
+            self.compact(place);
+        }
+    }
+
+    /// As each node's own compactor does.
+    pub(crate) fn compact_everywhere(&mut self) {
+        (0..self.nodes.len()).for_each(|index| self.compact_here(index));
+    }
+
+    fn back_up(&mut self, index: usize) {
+        if let Some(place) = self.running(index) {
+            self.check_backup(place);
+        }
+    }
+
+    fn lose_volume(&mut self, index: usize) {
+        if !self.is_spare(index) {
+            return;
+        }
+        self.coverage.count(Reached::VolumeLost);
+        self.tell(index, format_args!("loses its volume"));
+        self.part(index, Crash::Power);
+        let seed = self.random.next();
+        let empty = Volume { disk: super::disk::SimDisk::new(seed), ledger: Ledger::default() };
+        self.bury(index, empty);
+        self.start_later(index);
+    }
+
+    /// Another volume takes the place of the node's own.
+    fn bury(&mut self, index: usize, volume: Volume) {
+        let old = std::mem::replace(&mut self.nodes[index].volume, volume);
+        self.watch.bury(old.ledger);
+    }
+
+    /// A bit flips, or a file vanishes, in what is sealed.
+    fn damage(&mut self, index: usize) {
+        if !self.is_spare(index) {
+            return;
+        }
+        let Some(process) = self.nodes[index].process.as_ref() else { return };
+        let sealed = process.reader.segments();
+        let names: Vec<String> = sealed.into_iter().filter(|segment| !segment.is_active).map(|s| s.path).collect();
+        let others = ["wal.log.history.", "wal.log.sessions."];
+        let base = self.nodes[index].volume.disk.names();
+        let base = base
+            .into_iter()
+            .filter(|name| others.iter().any(|other| name.starts_with(other)) && !name.contains(".gen"));
+        let names: Vec<String> = names.into_iter().chain(base).collect();
+        if names.is_empty() {
+            return;
+        }
+        let name = names[self.random.index(names.len())].clone();
+        self.part(index, Crash::Process);
+        let disk = &self.nodes[index].volume.disk;
+        let bytes = disk.bytes_of(&name);
+        if bytes > 0 && self.random.percent(80) {
+            self.coverage.count(Reached::BitFlipped);
+            disk.flip(&name, self.random.index(bytes), u32::try_from(self.random.below(8)).expect("small"));
+        } else {
+            self.coverage.count(Reached::SegmentVanished);
+            disk.vanish(&name);
+        }
+        self.tell(index, format_args!("is damaged: {name}"));
+        self.nodes[index].volume.ledger.is_damaged = true;
+        self.start_later(index);
+    }
+
+    fn save_volume(&mut self, index: usize) {
+        let volume = &self.nodes[index].volume;
+        if volume.ledger.member().is_none() || volume.ledger.is_damaged {
+            return;
+        }
+        let saved = Volume { disk: volume.disk.image(Crash::PowerLosesAll), ledger: volume.ledger.clone() };
+        if self.faults.saved.len() < 4 {
+            self.faults.saved.push((index, saved));
+        } else {
+            let at = self.random.index(4);
+            self.faults.saved[at] = (index, saved);
+        }
+    }
+
+    /// An older copy of the present volume is to take its place, when the others have heard of what is newer.
+    fn restore_volume(&mut self, index: usize) {
+        if self.is_spare(index) && self.older_copy(index).is_some() {
+            self.heal_some();
+            self.faults.hold_until_us = self.now_us + 2 * HEARSAY_US;
+            self.at(self.now_us + HEARSAY_US, Event::PutBack(index));
+        }
+    }
+
+    fn older_copy(&self, index: usize) -> Option<usize> {
+        let ledger = &self.nodes[index].volume.ledger;
+        let fits = |(of, saved): &(usize, Volume)| {
+            *of == index && saved.ledger.member() == ledger.member() && saved.ledger.is_older_than(ledger)
+        };
+        self.faults.saved.iter().position(fits)
+    }
+
+    pub(crate) fn put_back(&mut self, index: usize) {
+        let Some(at) = self.older_copy(index).filter(|_| self.is_spare(index)) else { return };
+        let (_, saved) = self.faults.saved.swap_remove(at);
+        self.coverage.count(Reached::VolumeRestored);
+        self.tell(index, format_args!("gets an older volume"));
+        self.part(index, Crash::Power);
+        self.bury(index, saved);
+        self.start_later(index);
+    }
+
+    fn move_leadership(&mut self, index: usize) {
+        if let Some(place) = self.leader().filter(|_| self.random.percent(50)) {
+            self.part(place.node, Crash::Process);
+            self.start_later(place.node);
+        } else {
+            self.pause(index);
+        }
+    }
+
+    /// The node's volume may go: the others are a majority without it, and one that has everything.
+    fn is_spare(&self, index: usize) -> bool {
+        let Some(leader) = self.leader() else { return false };
+        let Some(member) = self.nodes[index].process.as_ref().map(|process| process.member) else { return false };
+        let voters = self.voters_of(leader);
+        (voters.len() > 2 || !voters.contains(&member)) && self.is_whole(leader)
+    }
+
+    /// Every voter of the leader's configuration runs, is trusted, and holds all that was ever applied.
+    fn is_whole(&self, leader: Place) -> bool {
+        let newest = EntryId(self.watch.committed());
+        let holds_all = |member: &kv_core::group::MemberId| {
+            let Some(place) = self.place_of(*member) else { return false };
+            let node = &self.nodes[place.node];
+            let Some(process) = node.process.as_ref() else { return false };
+            let trusted = process.view.serves && !node.volume.ledger.is_damaged;
+            trusted && process.applied() == newest && process.replica.positions().0.id == newest
+        };
+        newest > EntryId::ZERO && self.voters_of(leader).iter().all(holds_all)
+    }
+}

@@ -1,0 +1,140 @@
+//! Snapshots on their way from a leader to a member: piece by piece, so that anything can come in between.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use kv_core::contract::Input;
+use kv_core::entry::{EntryId, Epoch, LogPosition};
+use kv_core::group::MemberId;
+use kv_node::wal::snapshot::{SnapshotReceiver, SnapshotSource};
+
+use super::{Happening, Place};
+use crate::sim::coverage::Reached;
+use crate::sim::disk::SimDisk;
+use crate::sim::world::{Event, World};
+
+/// Bytes that travel at once.
+const PIECE_BYTES: usize = 700;
+/// Snapshots sent at once by one node; more peers are told to wait.
+const SENT_AT_ONCE_MAX: usize = 2;
+
+pub(crate) struct Transfer {
+    from: Place,
+    to: Place,
+    sender: MemberId,
+    receiver: MemberId,
+    epoch: Epoch,
+    position: LogPosition,
+    floor: EntryId,
+    source: SnapshotSource<SimDisk>,
+    left: Bytes,
+    staging: SnapshotReceiver<SimDisk>,
+}
+
+/// By number.
+pub(crate) type Transfers = BTreeMap<u64, Transfer>;
+
+impl World {
+    pub(crate) fn send_snapshot(&mut self, place: Place, peer: MemberId, epoch: Epoch) {
+        if let Err(reason) = self.open_transfer(place, peer, epoch) {
+            self.snapshot_failed(place, peer, reason);
+        }
+    }
+
+    fn open_transfer(&mut self, from: Place, peer: MemberId, epoch: Epoch) -> Result<(), &'static str> {
+        let to = self.place_of(peer).ok_or("it is not there")?;
+        if !self.network.passes(from.node, to.node) {
+            return Err("no connection");
+        }
+        let process = self.process(from).ok_or("gone")?;
+        if process.floors.len() >= SENT_AT_ONCE_MAX {
+            return Err("busy");
+        }
+        let (floor, sender) = (process.applied(), process.member);
+        let source = process.reader.snapshot(&|| floor).map_err(|_| "the log cannot be read")?;
+        process.floors.push(floor);
+        let position = source.position();
+        let receiving = self.process(to).ok_or("gone")?;
+        if std::mem::replace(&mut receiving.is_receiving, true) {
+            self.drop_floor(from, floor);
+            return Err("another snapshot is being received");
+        }
+        let staging = receiving.reader.receive_snapshot();
+        self.coverage.count(Reached::SnapshotSent);
+        self.tell(from.node, format_args!("sends a snapshot at {} to {peer}", position.id));
+        let number = self.next_number();
+        let (left, receiver) = (Bytes::new(), peer);
+        let transfer = Transfer { from, to, sender, receiver, epoch, position, floor, source, left, staging };
+        self.transfers.insert(number, transfer);
+        self.at(self.now_us + 1_000, Event::Piece(number));
+        Ok(())
+    }
+
+    pub(crate) fn piece(&mut self, number: u64) {
+        let Some(mut transfer) = self.transfers.remove(&number) else { return };
+        let (from, to) = (transfer.from, transfer.to);
+        if !self.network.passes(from.node, to.node) || self.process(from).is_none() || self.process(to).is_none() {
+            self.coverage.count(Reached::SnapshotInterrupted);
+            return self.end_transfer(transfer, "the connection broke");
+        }
+        if transfer.left.is_empty() {
+            match transfer.source.next() {
+                Some(Ok(chunk)) => transfer.left = chunk,
+                Some(Err(_)) => return self.end_transfer(transfer, "the log cannot be read"),
+                None => return self.received(transfer),
+            }
+        }
+        let piece = transfer.left.split_to(PIECE_BYTES.min(transfer.left.len()));
+        if transfer.staging.feed(&piece).is_err() {
+            let to = transfer.to;
+            self.end_transfer(transfer, "it cannot be written");
+            return self.side_work_failed(to);
+        }
+        let delay_us = self.network.delay_us(&mut self.random);
+        self.transfers.insert(number, transfer);
+        self.at(self.now_us + delay_us, Event::Piece(number));
+    }
+
+    fn received(&mut self, transfer: Transfer) {
+        let Transfer { from, to, sender, receiver, epoch, position, floor, source: _, left: _, staging } = transfer;
+        let Some(process) = self.process(to) else { return };
+        process.is_receiving = false;
+        match staging.finish() {
+            Ok(received) => {
+                let cluster_id = received.staged.cluster_id.clone();
+                process.reader.offer(received.staged);
+                let staged = Input::SnapshotStaged { from: sender, epoch, position, cluster_id };
+                self.arrives(to, Happening::Step(staged));
+                let input = Input::SnapshotSent { peer: receiver, result: Ok(position) };
+                let delay_us = self.network.delay_us(&mut self.random);
+                self.at(self.now_us + delay_us, Event::Inbox(from, Happening::SnapshotSent { input, floor }));
+            }
+            Err(_) => {
+                self.drop_floor(from, floor);
+                self.snapshot_failed(from, receiver, "it cannot be written");
+                self.side_work_failed(to);
+            }
+        }
+    }
+
+    fn end_transfer(&mut self, transfer: Transfer, reason: &'static str) {
+        let Transfer { from, to, receiver, floor, .. } = transfer;
+        self.drop_floor(from, floor);
+        if let Some(process) = self.process(to) {
+            process.is_receiving = false;
+        }
+        self.snapshot_failed(from, receiver, reason);
+    }
+
+    fn snapshot_failed(&mut self, place: Place, peer: MemberId, reason: &str) {
+        let result = Err(reason.to_owned());
+        self.arrives(place, Happening::Step(Input::SnapshotSent { peer, result }));
+    }
+
+    pub(crate) fn drop_floor(&mut self, place: Place, floor: EntryId) {
+        let Some(process) = self.process(place) else { return };
+        if let Some(at) = process.floors.iter().position(|held| *held == floor) {
+            process.floors.swap_remove(at);
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! What kind of a world a seed makes: how large, how fast, how tight its limits.
+
+use kv_core::group::Settings;
+
+use super::random::Random;
+
+#[derive(Debug, Clone)]
+pub(crate) struct Shape {
+    pub(crate) nodes: usize,
+    /// Of the group's beginning.
+    pub(crate) voters: usize,
+    pub(crate) is_manual: bool,
+    pub(crate) clients: usize,
+    pub(crate) keys: u64,
+    pub(crate) heartbeat_ms: u64,
+    pub(crate) timeout_ms: u64,
+    pub(crate) segment_bytes: u64,
+    pub(crate) cache_bytes: usize,
+    pub(crate) down_us_max: u64,
+    pub(crate) settings: Settings,
+}
+
+impl Shape {
+    pub(crate) fn draw(random: &mut Random) -> Self {
+        let voters = random.pick(&[1, 2, 3, 3, 3, 3, 3, 4, 5]).expect("not empty");
+        let heartbeat_ms = random.pick(&[50, 100, 100, 200]).expect("not empty");
+        let small = random.percent(50);
+        Self {
+            nodes: (voters + 2).clamp(4, 6),
+            voters,
+            is_manual: random.percent(20),
+            clients: random.pick(&[1, 2, 3, 5]).expect("not empty"),
+            keys: random.between(1, 8),
+            heartbeat_ms,
+            timeout_ms: heartbeat_ms * random.between(4, 8),
+            segment_bytes: random.pick(&[300, 900, 2_500]).expect("not empty"),
+            cache_bytes: if random.percent(50) { 600 } else { 1 << 20 },
+            down_us_max: if random.percent(50) { 400_000 } else { 3_000_000 },
+            settings: Settings {
+                history_limit: if small { 2 } else { 20 },
+                dedup_expiry_seconds: if random.percent(30) { 1 } else { 3600 },
+                dedup_limit: if random.percent(20) { 5 } else { 60 },
+            },
+        }
+    }
+}

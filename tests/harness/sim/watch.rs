@@ -1,0 +1,128 @@
+//! What must hold, whatever happens, after every step:
+//!
+//! - one leader an epoch, one vote an epoch, and a leader has all that was committed;
+//! - an id and an epoch name one line, and the lines before it;
+//! - what is applied anywhere is on a majority's disks, is the same everywhere, and never goes;
+//! - an acknowledgement says no more than the disk would hold after a loss of power;
+//! - equal applied id, equal state: every replica is compared with a replay of all lines from the first on,
+//!   whatever compactions, snapshots and recoveries it went through;
+//! - a request takes effect once, an answer is what was decided, a refusal leaves no trace, a read shows
+//!   nothing that could vanish and nothing older than what anybody was shown before.
+//!
+//! The *canon* is the log as it was applied first anywhere, in order. A [`Ledger`] is what one volume holds.
+
+mod answers;
+mod audit;
+mod ledger;
+mod log;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use kv_core::command::{Key, OperationKind, RequestId};
+use kv_core::contract::Base;
+use kv_core::entry::{EntryId, Epoch};
+use kv_core::group::{FEATURE_LEVEL, MemberId, Settings};
+use kv_core::state_machine::{Outcome, StateMachine};
+
+use super::node::Place;
+
+pub(crate) use ledger::Ledger;
+
+/// A line, with its epoch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Line {
+    pub(crate) epoch: Epoch,
+    pub(crate) bytes: Bytes,
+}
+
+/// What one committed entry did.
+#[derive(Debug)]
+struct Decided {
+    line: Line,
+    outcome: Outcome,
+    /// Of the state with it.
+    digest: u64,
+}
+
+/// A request that took effect.
+#[derive(Debug)]
+struct Effect {
+    ts_ms: u64,
+    /// Effects with request ids before it.
+    number: u64,
+}
+
+/// The id and version of a key's value from an id on; None: absent.
+type Versions = Vec<(EntryId, Option<(EntryId, u64)>)>;
+
+pub(crate) struct Watch {
+    canon: Vec<Decided>,
+    oracle: StateMachine,
+    keys: BTreeMap<Key, Versions>,
+    configurations: Vec<Vec<MemberId>>,
+    effects: BTreeMap<(RequestId, OperationKind), Effect>,
+    effects_total: u64,
+    /// The shortest memory for requests that ever was in force.
+    shortest: Settings,
+    /// Writes that were answered as having taken no effect.
+    without_effect: BTreeSet<u64>,
+    /// The line of an id and an epoch, and the epoch of the line before it.
+    lines: BTreeMap<(EntryId, Epoch), (Line, Epoch)>,
+    leaders: BTreeMap<Epoch, MemberId>,
+    votes: BTreeMap<(MemberId, Epoch), MemberId>,
+    applied_here: BTreeMap<Place, EntryId>,
+    graveyard: Vec<Ledger>,
+    /// The highest id that an answer has shown.
+    floor: EntryId,
+    rounds: u64,
+}
+
+impl Watch {
+    pub(crate) fn new(settings: Settings) -> Self {
+        let base = Base { settings, feature_level: FEATURE_LEVEL, ..Base::default() };
+        Self {
+            canon: Vec::new(),
+            oracle: StateMachine::new(&base, 0),
+            keys: BTreeMap::new(),
+            configurations: Vec::new(),
+            effects: BTreeMap::new(),
+            effects_total: 0,
+            shortest: settings,
+            without_effect: BTreeSet::new(),
+            lines: BTreeMap::new(),
+            leaders: BTreeMap::new(),
+            votes: BTreeMap::new(),
+            applied_here: BTreeMap::new(),
+            graveyard: Vec::new(),
+            floor: EntryId::ZERO,
+            rounds: 0,
+        }
+    }
+
+    /// The highest id that was applied anywhere.
+    pub(crate) fn committed(&self) -> u64 {
+        self.canon.len() as u64
+    }
+
+    pub(crate) fn floor(&self) -> EntryId {
+        self.floor
+    }
+
+    pub(crate) fn bury(&mut self, ledger: Ledger) {
+        self.graveyard.push(ledger);
+    }
+
+    pub(crate) fn took_no_effect(&mut self, call: u64) {
+        self.without_effect.insert(call);
+    }
+
+    fn decided(&self, id: EntryId) -> Option<&Decided> {
+        let index = usize::try_from(id.0.checked_sub(1)?).expect("fits in memory");
+        self.canon.get(index)
+    }
+
+    pub(crate) fn line(&self, id: EntryId) -> Option<&Line> {
+        self.decided(id).map(|decided| &decided.line)
+    }
+}

@@ -1,0 +1,88 @@
+//! Looking at disks as nobody does while all is well: what would be there after a loss of power, whether
+//! compaction kept what must be kept, whether a backup is the state.
+
+use std::sync::Arc;
+
+use kv_core::entry::EntryId;
+use kv_core::group::{MemberId, NodeName, Settings};
+use kv_node::wal::snapshot::ReceiveError;
+use kv_node::wal::{NewVolume, Opened, Options, open};
+
+use crate::sim::coverage::Reached;
+use crate::sim::disk::{Crash, SimDisk};
+use crate::sim::node::Place;
+use crate::sim::world::World;
+
+/// One operation of the log in so many is followed by an audit.
+const AUDIT_EVERY: u64 = 40;
+
+fn anybody() -> NewVolume {
+    NewVolume { name: NodeName::new("x").expect("a name"), member_id: MemberId(1), settings: Settings::default() }
+}
+
+impl World {
+    /// What the log has called durable is there when the power goes now.
+    pub(super) fn audit_sometimes(&mut self, place: Place) {
+        if self.random.below(AUDIT_EVERY) == 0 && !self.nodes[place.node].volume.ledger.is_damaged {
+            self.audit(place.node);
+        }
+    }
+
+    pub(crate) fn audit(&mut self, index: usize) {
+        let volume = &self.nodes[index].volume;
+        let disk = volume.disk.image(Crash::PowerLosesAll);
+        disk.set_room(None);
+        disk.disarm();
+        let opened = open(Arc::new(disk), &Options::default(), &anybody());
+        let Opened { reader, recovered, .. } = opened.expect("the log opens after a loss of power");
+        let lines = reader.read_from(reader.horizon().next(), usize::MAX).expect("just recovered");
+        volume.ledger.clone().recovered(&recovered, lines, |id| self.watch.line(id).cloned());
+        self.coverage.count(Reached::AuditedDisk);
+    }
+
+    /// Every version that can be asked for is still there to be read, and is the line it was.
+    pub(crate) fn watch_compacted(&mut self, place: Place) {
+        let Some(process) = self.nodes[place.node].process.as_ref() else { return };
+        if self.nodes[place.node].volume.ledger.is_damaged {
+            return;
+        }
+        let keyspace = process.replica.keyspace();
+        let mut ids: Vec<EntryId> = Vec::new();
+        let mut earlier: Vec<EntryId> = Vec::new();
+        keyspace.collect_ids(process.applied(), &mut |id| ids.push(id), &mut |id| earlier.push(id));
+        for id in ids.into_iter().chain(earlier) {
+            let entry = process.reader.read_entry(id).expect("the log can be read");
+            let line = self.watch.line(id).map(|line| &line.bytes);
+            assert_eq!(entry.as_ref().map(|entry| &entry.line), line, "version {id} after a compaction");
+            self.coverage.count(Reached::HistoryRead);
+        }
+    }
+
+    /// A backup, taken in elsewhere, is the state at its position.
+    pub(crate) fn check_backup(&mut self, place: Place) {
+        let Some(process) = self.nodes[place.node].process.as_ref() else { return };
+        let applied = process.applied();
+        if self.nodes[place.node].volume.ledger.is_damaged || !process.view.serves {
+            return;
+        }
+        let Ok(source) = process.reader.snapshot(&|| applied) else { return };
+        let position = source.position();
+        let seed = self.random.next();
+        let disk = SimDisk::new(seed);
+        let Opened { mut wal, reader, recovered } =
+            open(Arc::new(disk), &Options::default(), &anybody()).expect("an empty disk opens");
+        let mut receiver = reader.receive_snapshot();
+        let fed: Result<(), ReceiveError> = source.map_while(Result::ok).try_for_each(|chunk| receiver.feed(&chunk));
+        let received = fed.and_then(|()| receiver.finish());
+        let Ok(received) = received else {
+            return self.side_work_failed(place); // the machine stopped while it was read
+        };
+        reader.offer(received.staged);
+        let installed = wal.install(recovered.hard, position).expect("a whole snapshot can be installed");
+        let decided = self.watch.decided(position.id).map(|decided| decided.digest);
+        if let Some(digest) = decided {
+            assert_eq!(installed.state.digest(), digest, "a backup at {} is not the state", position.id);
+            self.coverage.count(Reached::BackupChecked);
+        }
+    }
+}

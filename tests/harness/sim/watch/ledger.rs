@@ -1,0 +1,107 @@
+//! What one volume was asked to hold, and what it must hold.
+
+use std::collections::BTreeMap;
+
+use kv_core::contract::Persist;
+use kv_core::entry::{Entry, EntryId};
+use kv_core::group::MemberId;
+use kv_core::message::Promise;
+use kv_node::wal::Recovered;
+
+use super::Line;
+
+/// Of one volume. Lines below the horizon stay in it: what they did, the volume still holds.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Ledger {
+    member: Option<MemberId>,
+    incarnation: u64,
+    /// The log as the replica has it.
+    pub(super) asked: BTreeMap<EntryId, Line>,
+    /// What the log said is durable.
+    pub(super) durable: BTreeMap<EntryId, Line>,
+    pub(super) promise: Promise,
+    /// Something was done to the disk that no disk may do.
+    pub(crate) is_damaged: bool,
+    /// Pages may be readable that are not on the disk.
+    pub(crate) sync_failed: bool,
+}
+
+impl Ledger {
+    pub(crate) fn member(&self) -> Option<MemberId> {
+        self.member
+    }
+
+    pub(super) fn last_asked(&self) -> EntryId {
+        self.asked.last_key_value().map_or(EntryId::ZERO, |(id, _)| *id)
+    }
+
+    pub(super) fn last_durable(&self) -> EntryId {
+        self.durable.last_key_value().map_or(EntryId::ZERO, |(id, _)| *id)
+    }
+
+    /// The same volume, and something that it acknowledged since is missing in this one.
+    pub(crate) fn is_older_than(&self, now: &Self) -> bool {
+        let newest = |ledger: &Self| (ledger.promise.epoch, ledger.last_durable());
+        self.incarnation < now.incarnation && newest(self) < newest(now)
+    }
+
+    /// The operation is under way: a crash may leave the disk on either side of it.
+    pub(crate) fn begins(&mut self, op: &Persist) {
+        match op {
+            Persist::Truncate { keep } => drop(self.durable.split_off(&keep.next())),
+            Persist::Install { position, .. } => drop(self.durable.split_off(&position.id.next())),
+            Persist::Append { .. } | Persist::State(_) | Persist::Found { .. } | Persist::Recover { .. } => {}
+        }
+    }
+
+    pub(crate) fn crashed(&mut self) {
+        self.asked = self.durable.clone();
+    }
+
+    /// What a start found, against what must be there.
+    pub(crate) fn recovered(
+        &mut self,
+        recovered: &Recovered,
+        lines: Vec<Entry>,
+        canon: impl Fn(EntryId) -> Option<Line>,
+    ) {
+        let Recovered { hard, base, report, .. } = recovered;
+        assert!(self.member.is_none_or(|member| member == hard.member_id), "a volume keeps its member id");
+        assert!(hard.incarnation > self.incarnation, "each start raises the incarnation");
+        assert!(hard.promise.epoch >= self.promise.epoch, "a promise is kept: {:?}, {:?}", hard.promise, self.promise);
+        // A vote that was being written may be there.
+        let keeps_vote = self.promise.candidate.is_none() || hard.promise.candidate == self.promise.candidate;
+        assert!(
+            hard.promise.epoch > self.promise.epoch || keeps_vote,
+            "a vote is kept: {:?}, {:?}",
+            hard.promise,
+            self.promise
+        );
+        if report.is_damaged() {
+            assert!(self.is_damaged, "damage where there is none: {report:?}");
+            assert!(hard.quarantine.is_some(), "a damaged member is quarantined");
+            self.durable.clear();
+        }
+        self.compare(base.horizon.id, &lines);
+        let found = lines.into_iter().map(|entry| (entry.id, Line { epoch: entry.epoch, bytes: entry.line }));
+        // What is below the horizon is committed, and what it did is in the base.
+        let below = (1..=base.horizon.id.0).map(EntryId);
+        self.durable = below.filter_map(|id| Some((id, canon(id)?))).chain(found).collect();
+        self.asked = self.durable.clone();
+        (self.member, self.incarnation, self.promise) = (Some(hard.member_id), hard.incarnation, hard.promise);
+        (self.is_damaged, self.sync_failed) = (false, false);
+    }
+
+    fn compare(&self, horizon: EntryId, lines: &[Entry]) {
+        let mut expected = horizon;
+        for entry in lines {
+            expected = expected.next();
+            assert_eq!(entry.id, expected, "a log has no gap");
+        }
+        for (id, line) in self.durable.range(horizon.next()..) {
+            let place = usize::try_from(id.0 - horizon.0 - 1).expect("fits in memory");
+            let found = lines.get(place);
+            assert!(found.is_some_and(|entry| entry.line == line.bytes), "entry {id} was durable, and is not there");
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! The checks of the logs: what is asked, what is durable, what is sent, what is applied.
+
+use kv_core::command::OperationKind;
+use kv_core::contract::Persist;
+use kv_core::entry::{Body, Control, Entry, EntryId, Epoch};
+use kv_core::group::MemberId;
+use kv_core::message::{AppendAck, AppendResult, Message, Promise, VoteKind, VoteReply};
+use kv_core::quorum::majority;
+use kv_core::state_machine::Outcome;
+use kv_core::status::Role;
+
+use super::{Decided, Effect, Line, Watch};
+use crate::sim::node::Place;
+use crate::sim::world::World;
+
+/// Every so many rounds the state of a replica is compared even if nothing else calls for it.
+const COMPARE_EVERY: u64 = 3;
+
+impl World {
+    pub(crate) fn watch_started(&mut self, place: Place) {
+        self.watch.applied_here.insert(place, EntryId::ZERO);
+        self.watch_applied(place);
+        self.compare_state(place);
+    }
+
+    /// After the steps of a round.
+    pub(crate) fn watch_round(&mut self, place: Place) {
+        self.watch.rounds += 1;
+        self.watch_leader(place);
+        let has_applied = self.watch_applied(place);
+        if has_applied && self.watch.rounds.is_multiple_of(COMPARE_EVERY) {
+            self.compare_state(place);
+        }
+    }
+
+    fn watch_leader(&mut self, place: Place) {
+        let node = &self.nodes[place.node];
+        let Some(process) = node.process.as_ref() else { return };
+        let status = process.replica.view(node.now(self.now_us));
+        if status.role != Role::Leader {
+            return;
+        }
+        let member = process.member;
+        let first = *self.watch.leaders.entry(status.epoch).or_insert(member);
+        assert_eq!(first, member, "two leaders in epoch {}", status.epoch);
+    }
+
+    /// Takes what a replica applied for the first time anywhere into the canon.
+    fn watch_applied(&mut self, place: Place) -> bool {
+        let Some(process) = self.nodes[place.node].process.as_ref() else { return false };
+        let applied = process.applied();
+        let before = self.watch.applied_here.insert(place, applied).unwrap_or_default();
+        assert!(applied >= before, "{} applied {before}, and now {applied}", self.nodes[place.node].name);
+        for id in (before.0 + 1..=applied.0).map(EntryId) {
+            let line = self.nodes[place.node].volume.ledger.durable.get(&id).cloned();
+            match (self.watch.line(id), line) {
+                (Some(first), Some(line)) => assert_eq!(*first, line, "another entry was applied at {id}"),
+                (Some(_), None) => {} // below the horizon of a snapshot
+                (None, None) => panic!("entry {id} was applied, and is not on the disk"),
+                (None, Some(line)) => self.extend_canon(place, id, line),
+            }
+        }
+        applied > before
+    }
+
+    fn extend_canon(&mut self, place: Place, id: EntryId, line: Line) {
+        self.check_majority(place, id, &line);
+        self.watch.decide(line);
+    }
+
+    /// A majority of the voters' disks holds the line now. Majorities of neighbouring configurations
+    /// intersect, so it may be that of the one before.
+    pub(super) fn check_majority(&self, place: Place, id: EntryId, line: &Line) {
+        let held_by = |voter: &MemberId| {
+            let living = self.nodes.iter().map(|node| &node.volume.ledger);
+            let mut ledgers = living.chain(&self.watch.graveyard).filter(|ledger| ledger.member() == Some(*voter));
+            ledgers.any(|ledger| ledger.durable.get(&id) == Some(line))
+        };
+        let holds = |voters: &Vec<MemberId>| voters.iter().filter(|v| held_by(v)).count() >= majority(voters.len());
+        let mine = self.voters_of(place);
+        let recent = self.watch.configurations.iter().rev().take(2);
+        let first: Vec<MemberId> = self.founders();
+        let holds = std::iter::once(&mine).chain(recent).chain([&first]).any(holds);
+        assert!(holds, "entry {id} is committed, and not on the disks of a majority");
+    }
+
+    pub(crate) fn voters_of(&self, place: Place) -> Vec<MemberId> {
+        let node = &self.nodes[place.node];
+        let Some(process) = node.process.as_ref() else { return Vec::new() };
+        let members = process.replica.status(node.now(self.now_us)).members;
+        members.iter().filter(|member| member.voter).map(|member| member.member_id).collect()
+    }
+
+    pub(crate) fn is_voter(&self, place: Place, member: MemberId) -> bool {
+        self.voters_of(place).contains(&member)
+    }
+
+    pub(crate) fn compare_state(&self, place: Place) {
+        let Some(process) = self.nodes[place.node].process.as_ref() else { return };
+        // A quarantined member may stand between a compaction's horizon and what that was made from.
+        let is_complete = process.replica.view(self.clock_of(place)).serves;
+        let applied = process.applied();
+        if let Some(decided) = self.watch.decided(applied).filter(|_| is_complete) {
+            let name = &self.nodes[place.node].name;
+            assert_eq!(
+                process.replica.state().digest(),
+                decided.digest,
+                "{name} differs from a replay up to {applied}"
+            );
+        }
+    }
+
+    pub(crate) fn watch_asked(&mut self, place: Place, op: &Persist) {
+        let (ledger, watch) = (&mut self.nodes[place.node].volume.ledger, &mut self.watch);
+        match op {
+            Persist::Append { entries, .. } => {
+                for entry in entries {
+                    assert_eq!(entry.id, ledger.last_asked().next(), "a log has no gap");
+                    let before = ledger.asked.last_key_value().map_or(Epoch::default(), |(_, line)| line.epoch);
+                    let line = watch.note_line(entry, before);
+                    ledger.asked.insert(entry.id, line);
+                }
+            }
+            Persist::Truncate { keep } => {
+                for (id, line) in ledger.asked.split_off(&keep.next()) {
+                    assert_ne!(watch.line(id), Some(&line), "entry {id} is committed, and is cut");
+                }
+            }
+            Persist::Install { position, .. } => {
+                assert!(position.id.0 <= watch.committed(), "a snapshot holds only what is committed");
+                let lines = (1..=position.id.0).map(EntryId);
+                ledger.asked = lines.filter_map(|id| Some((id, watch.line(id)?.clone()))).collect();
+            }
+            Persist::State(_) | Persist::Found { .. } | Persist::Recover { .. } => {}
+        }
+    }
+
+    pub(crate) fn watch_persisted(&mut self, place: Place, op: &Persist) {
+        let (ledger, watch) = (&mut self.nodes[place.node].volume.ledger, &self.watch);
+        match op {
+            Persist::Append { entries, .. } => {
+                let line = |entry: &Entry| (entry.id, Line { epoch: entry.epoch, bytes: entry.line.clone() });
+                ledger.durable.extend(entries.iter().map(line));
+            }
+            Persist::Truncate { .. } => {}
+            Persist::State(state) | Persist::Found { state, .. } | Persist::Recover { state, .. } => {
+                ledger.promise = state.promise;
+            }
+            Persist::Install { state, position } => {
+                ledger.promise = state.promise;
+                let lines = (1..=position.id.0).map(EntryId);
+                ledger.durable = lines.filter_map(|id| Some((id, watch.line(id)?.clone()))).collect();
+            }
+        }
+        self.audit_sometimes(place);
+    }
+
+    pub(crate) fn watch_sent(&mut self, place: Place, to: MemberId, message: &Message) {
+        match message {
+            Message::AppendAck(AppendAck { epoch, result: AppendResult::Durable(id), unfit: false, .. }) => {
+                self.check_ack(place, to, *epoch, *id);
+            }
+            Message::VoteReply(VoteReply { epoch, kind, granted: true, .. }) if *kind != VoteKind::Pre => {
+                self.check_vote(place, to, *epoch);
+            }
+            _ => {}
+        }
+    }
+
+    fn check_ack(&self, place: Place, to: MemberId, epoch: Epoch, id: EntryId) {
+        let ledger = &self.nodes[place.node].volume.ledger;
+        if id == EntryId::ZERO {
+            return;
+        }
+        let held = ledger.durable.get(&id);
+        assert!(held.is_some(), "{} acknowledges {id}, which is not on its disk", self.nodes[place.node].name);
+        let Some(leader) = self.place_of(to) else { return };
+        let leads = self.nodes[leader.node].process.as_ref().map(|process| &process.view);
+        if leads.is_some_and(|view| view.role == Role::Leader && view.epoch == epoch) {
+            let line = self.nodes[leader.node].volume.ledger.asked.get(&id);
+            assert_eq!(line, held, "an acknowledgement up to {id} of another line than its leader's");
+        }
+    }
+
+    fn check_vote(&mut self, place: Place, candidate: MemberId, epoch: Epoch) {
+        let Some(process) = self.nodes[place.node].process.as_ref() else { return };
+        let Promise { epoch: promised, candidate: chosen } = self.nodes[place.node].volume.ledger.promise;
+        let is_kept = promised > epoch || (promised == epoch && chosen == Some(candidate));
+        assert!(is_kept, "a vote in epoch {epoch} that is not on the disk: {promised}, {chosen:?}");
+        let first = *self.watch.votes.entry((process.member, epoch)).or_insert(candidate);
+        assert_eq!(first, candidate, "{} votes twice in epoch {epoch}", process.member);
+    }
+
+    /// A new leader holds everything that was committed.
+    pub(crate) fn watch_elected(&self, place: Place) {
+        let ledger = &self.nodes[place.node].volume.ledger;
+        for (decided, id) in self.watch.canon.iter().zip(1..) {
+            let id = EntryId(id);
+            assert_eq!(ledger.asked.get(&id), Some(&decided.line), "the new leader lacks entry {id}");
+        }
+    }
+}
+
+impl Watch {
+    fn note_line(&mut self, entry: &Entry, before: Epoch) -> Line {
+        let line = Line { epoch: entry.epoch, bytes: entry.line.clone() };
+        let noted = self.lines.entry((entry.id, entry.epoch)).or_insert_with(|| (line.clone(), before));
+        assert_eq!(*noted, (line.clone(), before), "two logs differ at or before entry {}", entry.id);
+        line
+    }
+
+    /// The next entry of the canon is decided as every replica must decide it.
+    fn decide(&mut self, line: Line) {
+        let entry = Entry::decode(line.bytes.clone()).expect("what was applied is a line");
+        let outcome = self.oracle.apply(&entry);
+        self.note_effect(&entry, &outcome);
+        if let Body::Control(Control::Config(configuration)) = &entry.body {
+            self.configurations.push(configuration.ids().collect());
+        }
+        if let Body::Control(Control::Settings(settings)) = &entry.body {
+            let shortest = &mut self.shortest;
+            shortest.dedup_limit = shortest.dedup_limit.min(settings.dedup_limit);
+            shortest.dedup_expiry_seconds = shortest.dedup_expiry_seconds.min(settings.dedup_expiry_seconds);
+        }
+        let digest = self.oracle.digest();
+        self.canon.push(Decided { line, outcome, digest });
+    }
+
+    fn note_effect(&mut self, entry: &Entry, outcome: &Outcome) {
+        let Outcome::Written(written) = outcome else { return };
+        let version = (written.operation == OperationKind::Set).then_some((written.id, written.version));
+        self.keys.entry(written.key.clone()).or_default().push((entry.id, version));
+        if let Body::Set { value, .. } = &entry.body {
+            let text = String::from_utf8_lossy(value.as_bytes()).into_owned();
+            let call = text.trim_start_matches('[').split(',').next().and_then(|call| call.parse().ok());
+            let is_refused = call.is_some_and(|call| self.without_effect.contains(&call));
+            assert!(!is_refused, "entry {} took effect, and was answered as refused: {text}", entry.id);
+        }
+        let Some((request, operation)) = entry.request() else { return };
+        self.effects_total += 1;
+        let ts_ms = entry.ts_ms.expect("an entry with a request id has its time");
+        let effect = Effect { ts_ms, number: self.effects_total };
+        if let Some(first) = self.effects.insert((request.clone(), operation), effect) {
+            let expired = ts_ms > first.ts_ms + self.shortest.dedup_expiry_seconds * 1000;
+            let evicted = self.effects_total - first.number > self.shortest.dedup_limit;
+            assert!(expired || evicted, "request {request:?} took effect twice, at last as entry {}", entry.id);
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! The simulation as a test: 200 seeds, all promises, and everything that it claims to reach. Longer runs
+//! and single seeds: the binary `kv-sim`.
+
+use kv_tests::sim::{Next, Options, run, run_many};
+
+/// Few enough for a debug build; `kv-sim` takes more.
+const OPTIONS: Options = Options { steps: 4_000, tells: false };
+const SEEDS: u64 = 200;
+const THREADS: usize = 2;
+
+#[test]
+fn no_promise_breaks_in_two_hundred_seeds_and_every_fault_is_reached() {
+    let total = run_many(0..SEEDS, &OPTIONS, THREADS, |_| Next::GoOn);
+    let broken: Vec<_> = total.broken.iter().map(|outcome| (outcome.seed, &outcome.broken)).collect();
+    assert!(broken.is_empty(), "{broken:#?}");
+    assert_eq!(total.coverage.never(), [], "never reached; what was:\n{}", total.coverage);
+}
+
+#[test]
+fn the_same_seed_goes_the_same_way_on_any_thread() {
+    for seed in 0..4 {
+        let once = run(seed, &OPTIONS);
+        let again = std::thread::spawn(move || run(seed, &OPTIONS)).join().expect("a run does not panic");
+        assert_eq!(once.trace_hash, again.trace_hash, "seed {seed}");
+        assert_eq!(once.steps, again.steps, "seed {seed}");
+    }
+}
