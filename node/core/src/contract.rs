@@ -260,7 +260,8 @@ pub enum Request {
     Tune {
         tuning: TuningChange,
     },
-    /// Shutting down: hand leadership over to the most advanced voter that is healthy. Answered when done or given up.
+    /// Shutting down: hand leadership over to the most advanced voter that is healthy and stays. Answered when done or
+    /// given up; from now on nobody hands over to this member.
     HandOver,
 }
 
@@ -437,18 +438,45 @@ pub enum Persist {
 /// A transition worth a log line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Note {
-    BecameLeader { epoch: Epoch },
-    Deposed { by: Epoch, unknown_outcomes: usize },
-    Follows { leader: MemberId, epoch: Epoch },
-    Campaigns { epoch: Epoch },
-    Behind { ahead: NodeName },
+    BecameLeader {
+        epoch: Epoch,
+    },
+    Deposed {
+        by: Epoch,
+        unknown_outcomes: usize,
+    },
+    /// No majority was heard within the time-out: it leads no more.
+    Unheard {
+        epoch: Epoch,
+    },
+    Follows {
+        leader: MemberId,
+        epoch: Epoch,
+    },
+    Campaigns {
+        epoch: Epoch,
+    },
+    Behind {
+        ahead: NodeName,
+    },
     PeerDown(NodeName),
     PeerHealthy(NodeName),
-    TailCut { keep: EntryId, last: EntryId },
-    ConfigurationApplied { id: EntryId, configuration: Configuration },
-    Quarantined { reason: String },
+    TailCut {
+        keep: EntryId,
+        last: EntryId,
+    },
+    ConfigurationApplied {
+        id: EntryId,
+        configuration: Configuration,
+    },
+    Quarantined {
+        reason: String,
+    },
     Refilled,
-    MemberReplaced { old: MemberId, new: MemberId },
+    MemberReplaced {
+        old: MemberId,
+        new: MemberId,
+    },
 }
 
 /// The part of a replica that HTTP handlers read on every request; published by the driver.

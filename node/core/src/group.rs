@@ -130,17 +130,52 @@ pub struct MemberInfo {
     pub peer_url: String,
 }
 
-/// The voters of a group, in order of their names. Learners are not in it.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// A member that lost its volume, and the one that comes in its place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Replacement {
+    pub old: MemberId,
+    pub new: MemberInfo,
+}
+
+/// The voters of a group, in order of their names. Learners are not in it, except those awaited.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Configuration {
     pub voters: Vec<MemberInfo>,
+    /// Replacements half done: the old member was removed, the new one does not vote yet. In the log, so that
+    /// whoever leads next finishes them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub replacing: Vec<Replacement>,
 }
 
 impl Configuration {
     pub fn new(mut voters: Vec<MemberInfo>) -> Self {
         voters.sort_by(|a, b| a.name.cmp(&b.name));
-        Self { voters }
+        Self { voters, replacing: Vec::new() }
+    }
+
+    /// With `member` as a voter, whomever it replaces.
+    pub fn with(&self, member: MemberInfo) -> Self {
+        let mut replacing = self.replacing.clone();
+        replacing.retain(|replacement| replacement.new.name != member.name);
+        let mut voters = self.voters.clone();
+        voters.push(member);
+        Self { replacing, ..Self::new(voters) }
+    }
+
+    /// Without `member`, voter or awaited; `successor` is awaited in its place.
+    pub fn without(&self, member: MemberId, successor: Option<MemberInfo>) -> Self {
+        let mut next = self.clone();
+        next.voters.retain(|voter| voter.member_id != member);
+        next.replacing.retain(|replacement| replacement.new.member_id != member);
+        let successor = successor.filter(|_| next.replacing.len() < VOTERS_MAX);
+        next.replacing.extend(successor.map(|new| Replacement { old: member, new }));
+        next
+    }
+
+    pub fn awaits(&self, member: MemberId) -> bool {
+        self.replacing.iter().any(|replacement| replacement.new.member_id == member)
     }
 
     pub fn contains(&self, member: MemberId) -> bool {
@@ -149,6 +184,17 @@ impl Configuration {
 
     pub fn ids(&self) -> impl Iterator<Item = MemberId> + '_ {
         self.voters.iter().map(|v| v.member_id)
+    }
+}
+
+impl fmt::Debug for Configuration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("Configuration");
+        shown.field("voters", &self.voters);
+        if !self.replacing.is_empty() {
+            shown.field("replacing", &self.replacing);
+        }
+        shown.finish()
     }
 }
 
@@ -213,6 +259,23 @@ mod tests {
         assert_eq!("00000000000000ab".parse(), Ok(id));
         assert!("ab".parse::<MemberId>().is_err());
         assert!("+0000000000000ab".parse::<MemberId>().is_err());
+    }
+
+    #[test]
+    fn a_configuration_awaits_whoever_replaces_a_removed_voter_until_that_one_votes() {
+        let member = |name, id| MemberInfo {
+            name: NodeName::new(name).unwrap(),
+            member_id: MemberId(id),
+            peer_url: String::new(),
+        };
+        let before = Configuration::new(vec![member("a", 1), member("b", 2)]);
+        let between = before.without(MemberId(2), Some(member("b", 3)));
+        assert!(between.awaits(MemberId(3)) && !between.contains(MemberId(3)));
+        assert_eq!(between.without(MemberId(3), None), Configuration::new(vec![member("a", 1)]));
+        assert_eq!(between.with(member("b", 3)), Configuration::new(vec![member("a", 1), member("b", 3)]));
+        let json = serde_json::to_string(&between).unwrap();
+        assert_eq!(serde_json::from_str::<Configuration>(&json).unwrap(), between);
+        assert!(!serde_json::to_string(&before).unwrap().contains("replacing"));
     }
 
     #[test]

@@ -126,6 +126,8 @@ pub struct Heartbeat {
     pub storage_full: bool,
     /// Quarantined, damaged or uninitialised: counts in no quorum.
     pub unfit: bool,
+    /// Shutting down: leadership is not to be handed to it.
+    pub leaving: bool,
     pub feature_level: FeatureLevel,
 }
 

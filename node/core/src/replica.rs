@@ -13,8 +13,10 @@ mod membership;
 mod persist;
 mod progress;
 mod reads;
+mod replacement;
 mod report;
 mod settle;
+mod transfer;
 mod writes;
 
 /// Members that a replica remembers; disconnected strangers go first.
@@ -75,6 +77,8 @@ pub struct Replica {
     storage_full: bool,
     /// Told by a leader that the group goes on without this member.
     removed: bool,
+    /// The process is about to end: leadership is not to be handed to it.
+    leaving: bool,
     /// What the leader had committed when it was first heard in this epoch.
     catch_up_to: Option<EntryId>,
     /// A snapshot is being installed: appends wait for what it makes of the log.
@@ -228,6 +232,7 @@ impl Replica {
             check_at_ms: now.mono_ms,
             storage_full: false,
             removed: false,
+            leaving: false,
             catch_up_to: None,
             installing: false,
             waiting_append: None,
@@ -377,6 +382,7 @@ impl Replica {
             self.ask_for_snapshot();
             self.pursue_lead_directives(now);
             self.show_again();
+            self.check_majority(now);
         }
         match &self.role {
             Role::Leader(_) => self.tick_leader(now),

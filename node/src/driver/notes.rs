@@ -17,6 +17,7 @@ pub(crate) fn log(note: Note) {
     match note {
         Note::BecameLeader { epoch } => tracing::info!(%epoch, "leads"),
         Note::Deposed { by, unknown_outcomes } => tracing::info!(by_epoch = %by, unknown_outcomes, "leads no more"),
+        Note::Unheard { epoch } => tracing::info!(%epoch, "steps down: no majority was heard within the time-out"),
         Note::Follows { leader, epoch } => tracing::info!(%leader, %epoch, "follows"),
         Note::Campaigns { epoch } => tracing::info!(%epoch, "campaigns"),
         Note::Behind { ahead } => tracing::info!(%ahead, "cannot lead: another member is ahead"),

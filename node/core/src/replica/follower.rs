@@ -22,7 +22,7 @@ pub(super) struct Follower {
 
 impl Replica {
     pub(super) fn on_heartbeat(&mut self, now: Now, from: MemberId, heartbeat: Heartbeat) {
-        let (epoch, applied) = (heartbeat.epoch, heartbeat.applied);
+        let (epoch, applied, leaving) = (heartbeat.epoch, heartbeat.applied, heartbeat.leaving);
         let lead = heartbeat.lead.clone();
         if let Role::Leader(leader) = &mut self.role
             && let Some(progress) = leader.progress.get_mut(&from)
@@ -35,6 +35,9 @@ impl Replica {
             }
         }
         self.peer(from).report = Some(heartbeat);
+        if leaving {
+            self.on_leaving(now, from);
+        }
         if self.hard.cluster_id.is_none() {
             return;
         }

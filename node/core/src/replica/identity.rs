@@ -251,6 +251,7 @@ impl Replica {
                 progress.probe(next, now.mono_ms);
             }
         }
+        self.redirect_transfer(now, peer);
         if self.leader != Some(peer) {
             return;
         }

@@ -6,9 +6,10 @@ use std::collections::BTreeMap;
 use super::membership::{Change, Learner};
 use super::progress::{Pace, Progress};
 use super::reads::Rounds;
+use super::transfer::Transfer;
 use super::writes::Writes;
 use super::{Replica, Role};
-use crate::contract::{Effect, Note, Now, Refusal, Reply, Token};
+use crate::contract::{Effect, Failover, Note, Now, Refusal, Reply, Token};
 use crate::entry::{Body, Control, Entry, EntryId, Epoch, LogPosition};
 use crate::group::{FEATURE_LEVEL, FeatureLevel, MemberId};
 use crate::message::{Append, AppendAck, AppendResult, Message, Round};
@@ -16,8 +17,6 @@ use crate::mutant::{self, Mutant};
 use crate::quorum;
 use crate::status::Health;
 
-/// A hand-over that has not succeeded by then is given up, and the leader goes on leading.
-const TRANSFER_MS: u64 = 1000;
 /// Compaction waits for a live voter that is at most this many entries behind.
 const RETENTION_ENTRIES_MAX: u64 = 200_000;
 
@@ -33,20 +32,8 @@ pub(super) struct Leader {
     pub(super) change: Option<Change>,
     /// Administrators waiting for a control entry to be applied.
     pub(super) control_waiting: Vec<(EntryId, Token)>,
-}
-
-#[derive(Debug)]
-pub(super) struct Transfer {
-    target: MemberId,
-    until_ms: u64,
-    told: bool,
-    token: Option<Token>,
-}
-
-impl Leader {
-    pub(super) fn transfer_deadline_ms(&self) -> u64 {
-        self.transfer.as_ref().map_or(u64::MAX, |transfer| transfer.until_ms)
-    }
+    /// At the last check no majority had been heard within the time-out.
+    pub(super) is_unheard: bool,
 }
 
 impl Replica {
@@ -66,6 +53,7 @@ impl Replica {
             transfer: None,
             change: None,
             control_waiting: Vec::new(),
+            is_unheard: false,
         }));
         self.leader = Some(self.me());
         self.lead_wanted = false;
@@ -75,6 +63,7 @@ impl Replica {
             self.append_control(now, Control::Epoch { leader });
             self.declare_lost(now);
         }
+        self.take_over_replacements(now);
         self.note(Note::BecameLeader { epoch: self.epoch() });
         let config_id = self.config_id();
         for (token, _) in std::mem::take(&mut self.lead_waiting) {
@@ -82,6 +71,23 @@ impl Replica {
         }
         self.heartbeat_at_ms = now.mono_ms + self.tuning.heartbeat_interval_ms;
         self.send_heartbeats(now);
+    }
+
+    /// A leader that no majority is heard by any more decides nothing, and its heartbeats may still keep others
+    /// from electing one that could: it steps down (Raft thesis, 6.2). Where nobody stands by himself, that
+    /// would help nobody. Two checks in a row: after a pause of the process, what has arrived comes first.
+    pub(super) fn check_majority(&mut self, now: Now) {
+        let voters = self.configuration().voters.len();
+        let heard = self.other_voters().into_iter().filter(|&voter| self.was_heard(now, voter)).count() + 1;
+        let automatic = self.tuning.failover == Failover::Automatic;
+        let epoch = self.epoch();
+        let Role::Leader(leader) = &mut self.role else { return };
+        let was_unheard = std::mem::replace(&mut leader.is_unheard, heard < quorum::majority(voters));
+        if automatic && was_unheard && leader.is_unheard {
+            self.note(Note::Unheard { epoch });
+            self.become_follower(now, epoch);
+            self.leader = None;
+        }
     }
 
     /// What a group of one lacks, nobody has: from here on its log says so, and no write is decided before.
@@ -131,7 +137,7 @@ impl Replica {
         for token in unproposed.into_iter().chain(rounds.into_waiting()) {
             self.refuse(token, Refusal::NotLeader { leader: None });
         }
-        if let Some(token) = transfer.and_then(|transfer| transfer.token) {
+        if let Some(token) = transfer.and_then(Transfer::into_token) {
             let config_id = self.config_id();
             self.reply(token, Reply::Done { config_id });
         }
@@ -191,10 +197,6 @@ impl Replica {
         if led && !handed_over {
             self.campaign_soon(now);
         }
-    }
-
-    fn has_handed_over(&self) -> bool {
-        matches!(&self.role, Role::Leader(leader) if leader.transfer.as_ref().is_some_and(|transfer| transfer.told))
     }
 
     pub(super) fn start_snapshot(&mut self, peer: MemberId) {
@@ -371,70 +373,8 @@ impl Replica {
         for progress in leader.progress.values_mut().filter(|p| p.unfit && p.pace == Pace::Replicate) {
             progress.probe(progress.next, now.mono_ms);
         }
-        let is_over =
-            |transfer: &Transfer| now.mono_ms >= transfer.until_ms && !mutant::on(Mutant::NeverGiveUpHandOver);
-        if leader.transfer.as_ref().is_some_and(is_over) {
-            self.give_up_transfer(now);
-        }
+        self.expire_transfer(now);
         self.raise_feature_level(now);
-    }
-
-    pub(super) fn on_transfer_request(&mut self, now: Now, from: MemberId, epoch: Epoch) {
-        if epoch == self.epoch() && self.configuration().contains(from) {
-            self.begin_transfer(now, from, None);
-        }
-    }
-
-    /// The log must come to rest, or the target never holds the last entry.
-    pub(super) fn is_handing_over(&self) -> bool {
-        matches!(&self.role, Role::Leader(leader) if leader.transfer.is_some())
-    }
-
-    fn begin_transfer(&mut self, now: Now, target: MemberId, token: Option<Token>) {
-        let Role::Leader(leader) = &mut self.role else { return };
-        if leader.transfer.is_some() {
-            if let Some(token) = token {
-                self.refuse(token, Refusal::Conflict("leadership is being handed over already".to_owned()));
-            }
-            return;
-        }
-        leader.transfer = Some(Transfer { target, until_ms: now.mono_ms + TRANSFER_MS, told: false, token });
-    }
-
-    /// Tells the target to campaign once it is durable up to the last id, and everybody who waits for
-    /// an entry was answered: nobody is left with an unknown outcome. New writes are parked.
-    fn settle_transfer(&mut self) {
-        let (last, epoch) = (self.log.last().id, self.epoch());
-        let all_answered = self.applied() == last;
-        let Role::Leader(leader) = &mut self.role else { return };
-        let Leader { transfer: Some(transfer), progress, .. } = &mut **leader else { return };
-        let caught_up = progress.get(&transfer.target).is_some_and(|p| p.matched >= last && !p.unfit);
-        if ((caught_up && all_answered) || mutant::on(Mutant::HandOverTooEarly)) && !transfer.told {
-            transfer.told = true;
-            let target = transfer.target;
-            self.send(target, Message::TimeoutNow { epoch });
-        }
-    }
-
-    fn give_up_transfer(&mut self, now: Now) {
-        let Role::Leader(leader) = &mut self.role else { return };
-        if let Some(token) = leader.transfer.take().and_then(|transfer| transfer.token) {
-            self.refuse(token, Refusal::Conflict("no voter took over leadership in time".to_owned()));
-        }
-        self.unpark(now);
-    }
-
-    /// Shutting down: the most advanced healthy voter takes over.
-    pub(super) fn on_hand_over(&mut self, now: Now, token: Token) {
-        let config_id = self.config_id();
-        let Role::Leader(leader) = &self.role else { return self.reply(token, Reply::Done { config_id }) };
-        let voters = self.other_voters();
-        let fit = |id: &MemberId| self.is_reachable(now, *id) && leader.progress.get(id).is_some_and(|p| !p.unfit);
-        let target = voters.into_iter().filter(fit).max_by_key(|id| leader.progress[id].matched);
-        match target {
-            Some(target) => self.begin_transfer(now, target, Some(token)),
-            None => self.reply(token, Reply::Done { config_id }),
-        }
     }
 
     /// When all voters understand more than the group uses, an entry raises the level.

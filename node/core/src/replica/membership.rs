@@ -5,7 +5,7 @@
 use super::persist::Then;
 use super::progress::{Pace, Progress};
 use super::{Configurations, Replica, Role};
-use crate::contract::{Base, Note, Now, Persist, Refusal, Reply, SettingsChange, Target, Token};
+use crate::contract::{Base, Now, Persist, Refusal, Reply, SettingsChange, Target, Token};
 use crate::entry::{Control, EntryId, Epoch};
 use crate::group::{
     ClusterId, Configuration, ConfigurationAt, FEATURE_LEVEL, MemberId, MemberInfo, NodeName, Settings, VOTERS_MAX,
@@ -15,7 +15,7 @@ use crate::mutant::{self, Mutant};
 use crate::quorum;
 
 /// Learners that one leader keeps.
-const LEARNERS_MAX: usize = 16;
+pub(super) const LEARNERS_MAX: usize = 16;
 /// A learner may be promoted, and a voter counts as caught up, within this many entries of the commit.
 const CAUGHT_UP_ENTRIES: u64 = 1000;
 /// Administrators that wait for a control entry to be applied.
@@ -25,7 +25,7 @@ const CONTROL_WAITING_MAX: usize = 64;
 pub(super) struct Learner {
     pub(super) info: MemberInfo,
     /// The voter of the same name whose volume is lost.
-    replaces: Option<MemberId>,
+    pub(super) replaces: Option<MemberId>,
 }
 
 /// The one change of voters under way.
@@ -37,7 +37,7 @@ pub(super) struct Change {
 }
 
 #[derive(Debug, Clone)]
-enum ChangeKind {
+pub(super) enum ChangeKind {
     Add(MemberInfo),
     Remove(MemberId),
 }
@@ -166,33 +166,9 @@ impl Replica {
         }
     }
 
-    fn was_heard(&self, now: Now, member: MemberId) -> bool {
+    pub(super) fn was_heard(&self, now: Now, member: MemberId) -> bool {
         let timeout_ms = self.tuning.heartbeat_timeout_ms;
         self.peers.get(&member).is_some_and(|p| p.heard.ago_ms(now.mono_ms).is_some_and(|ago| ago < timeout_ms))
-    }
-
-    fn add_learner(&mut self, now: Now, member: MemberInfo) -> Result<(), Refusal> {
-        let replaces = self.configuration().voters.iter().find(|v| v.name == member.name).map(|v| v.member_id);
-        let next = self.log.last().id.next();
-        let voters: Vec<MemberId> = self.configuration().ids().collect();
-        let Role::Leader(leader) = &mut self.role else { return Ok(()) };
-        let namesake = leader.learners.values().find(|l| l.info.name == member.name).map(|l| l.info.member_id);
-        if let Some(old) = namesake.filter(|old| *old != member.member_id) {
-            leader.learners.remove(&old);
-            if !voters.contains(&old) {
-                leader.progress.remove(&old);
-            }
-        }
-        let id = member.member_id;
-        // Registered again after the old voter went: it still replaces that one.
-        let replaces = replaces.or_else(|| leader.learners.get(&id)?.replaces);
-        if leader.learners.len() >= LEARNERS_MAX && !leader.learners.contains_key(&id) {
-            return Err(Refusal::Conflict(format!("the leader keeps at most {LEARNERS_MAX} learners")));
-        }
-        leader.learners.insert(id, Learner { info: member, replaces });
-        leader.progress.entry(id).or_insert_with(|| Progress::new(next, now.mono_ms));
-        debug_assert!(!voters.contains(&id), "a voter is no learner");
-        Ok(())
     }
 
     fn promote(&mut self, now: Now, token: Token, member: MemberInfo) {
@@ -216,13 +192,13 @@ impl Replica {
         }
     }
 
-    fn begin_change(&mut self, kind: ChangeKind, token: Option<Token>) {
+    pub(super) fn begin_change(&mut self, kind: ChangeKind, token: Option<Token>) {
         if let Role::Leader(leader) = &mut self.role {
             leader.change = Some(Change { kind, token, proposed: None });
         }
     }
 
-    fn is_caught_up(&self, member: MemberId) -> bool {
+    pub(super) fn is_caught_up(&self, member: MemberId) -> bool {
         let Role::Leader(leader) = &self.role else { return false };
         let enough = EntryId(self.committed.0.saturating_sub(CAUGHT_UP_ENTRIES));
         // Its answer counts, not an empty log's distance from a short one.
@@ -237,17 +213,17 @@ impl Replica {
             return self.refuse(token, refusal);
         }
         let config_id = self.config_id();
-        let voter = self.configuration().contains(member);
+        // Whoever is awaited in a lost voter's place is part of the configuration, too.
+        let listed = self.configuration().contains(member) || self.configuration().awaits(member);
         let Role::Leader(leader) = &mut self.role else { return };
         let becomes_voter = |change: &Change| matches!(&change.kind, ChangeKind::Add(new) if new.member_id == member);
         if leader.change.as_ref().is_some_and(becomes_voter) {
             return self.refuse(token, Refusal::Conflict("it is being made a voter".to_owned()));
         }
-        if !voter && leader.learners.remove(&member).is_some() {
-            leader.progress.remove(&member);
-            return self.reply(token, Reply::Done { config_id });
-        }
-        if !voter {
+        if !listed {
+            if leader.learners.remove(&member).is_some() {
+                leader.progress.remove(&member);
+            }
             return self.reply(token, Reply::Done { config_id });
         }
         if leader.change.is_some() {
@@ -255,11 +231,16 @@ impl Replica {
         }
         match self.why_not_remove(now, member) {
             Some(why) => self.refuse(token, Refusal::Conflict(why)),
-            None => self.begin_change(ChangeKind::Remove(member), Some(token)),
+            None => {
+                if let Role::Leader(leader) = &mut self.role {
+                    leader.learners.remove(&member); // awaited no more
+                }
+                self.begin_change(ChangeKind::Remove(member), Some(token));
+            }
         }
     }
 
-    fn why_not_remove(&self, now: Now, member: MemberId) -> Option<String> {
+    pub(super) fn why_not_remove(&self, now: Now, member: MemberId) -> Option<String> {
         if member == self.me() {
             return Some("the leader can't be removed: move leadership first".to_owned());
         }
@@ -299,26 +280,21 @@ impl Replica {
         {
             return self.give_up_change(why);
         }
-        let mut voters = self.configuration().voters.clone();
-        match kind {
-            ChangeKind::Add(member) => voters.push(member),
+        let configuration = match kind {
+            ChangeKind::Add(member) => self.configuration().with(member),
             ChangeKind::Remove(member) if mutant::on(Mutant::ReplaceInOneEntry) => {
-                voters.retain(|v| v.member_id != member);
-                voters.extend(self.replacement_of(member));
+                let successor = self.successor_of(member);
+                let configuration = self.configuration().without(member, None);
+                successor.map_or(configuration.clone(), |successor| configuration.with(successor))
             }
-            ChangeKind::Remove(member) => voters.retain(|v| v.member_id != member),
-        }
-        let id = self.append_control(now, Control::Config(Configuration::new(voters)));
+            ChangeKind::Remove(member) => self.configuration().without(member, self.successor_of(member)),
+        };
+        let id = self.append_control(now, Control::Config(configuration));
         if let Role::Leader(leader) = &mut self.role
             && let Some(change) = &mut leader.change
         {
             change.proposed = Some(id);
         }
-    }
-
-    fn replacement_of(&self, member: MemberId) -> Option<MemberInfo> {
-        let Role::Leader(leader) = &self.role else { return None };
-        leader.learners.values().find(|learner| learner.replaces == Some(member)).map(|learner| learner.info.clone())
     }
 
     /// It waited for its turn, and what was true when it was asked for is not any more.
@@ -351,22 +327,6 @@ impl Replica {
         }
         if let Some(token) = token {
             self.reply(token, Reply::Done { config_id });
-        }
-    }
-
-    /// A lost volume: the new member has caught up, so the old one goes, then the new one votes.
-    fn replace_lost(&mut self, now: Now) {
-        let Role::Leader(leader) = &self.role else { return };
-        if leader.change.is_some() || leader.learners.values().all(|l| l.replaces.is_none()) {
-            return;
-        }
-        let due = leader.learners.values().find_map(|l| l.replaces.map(|old| (l.info.clone(), old)));
-        let Some((new, old)) = due.filter(|(new, _)| self.is_caught_up(new.member_id)) else { return };
-        if !self.configuration().contains(old) {
-            self.note(Note::MemberReplaced { old, new: new.member_id });
-            self.begin_change(ChangeKind::Add(new), None);
-        } else if !self.was_heard(now, old) && self.why_not_remove(now, old).is_none() {
-            self.begin_change(ChangeKind::Remove(old), None);
         }
     }
 

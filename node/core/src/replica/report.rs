@@ -25,6 +25,7 @@ impl Replica {
             applied: self.applied(),
             storage_full: self.storage_full,
             unfit: self.hard.quarantine.is_some() || self.hard.cluster_id.is_none(),
+            leaving: self.leaving,
             feature_level: Self::feature_level_of_this_build(),
         }
     }

@@ -16,8 +16,9 @@ use disk::{Disk, Held, Staged, base_at, boot, empty_disk, position_of};
 use kv_core::Replica;
 use kv_core::command::{Change, Command, Entity, Key, OperationKind, Precondition, RequestId, Value};
 use kv_core::contract::{Base, Effect, Failover, Input, Now, Persist, Reply, Request, SettingsChange, Target, Token};
-use kv_core::entry::{EntryId, Epoch};
-use kv_core::group::{ClusterId, MemberId, MemberInfo, Settings};
+use kv_core::entry::{Body, Control, Entry, EntryId, Epoch};
+use kv_core::group::{ClusterId, FeatureLevel, MemberId, MemberInfo, Settings};
+use kv_core::message::{Append, Message, Round};
 use network::{Network, Packet, Parcel};
 use watch::Watch;
 
@@ -35,6 +36,8 @@ pub(crate) struct World {
     token: u64,
     starts: u64,
     failover: Option<Failover>,
+    /// Nodes that run a release of an older feature level.
+    older: BTreeSet<String>,
     out: String,
     watch: Watch,
 }
@@ -115,6 +118,17 @@ impl World {
             ["lose-disk", name] => self.lose(name),
             ["compact", name] => self.compact(name),
             ["damaged", name] => self.step(name, Input::Damaged { reason: "damaged: a file".into() }),
+            ["contradict", to, from, epoch, id] => {
+                let append = self.contradiction(to, from, Epoch(epoch.parse().expect("an epoch")), id);
+                let from = self.nodes[from].disk.hard.member_id;
+                self.step(to, Input::Received { from, message: Message::Append(append) });
+            }
+            ["older-release", name] => drop(self.older.insert(name.into())),
+            ["newer-release", name] => drop(self.older.remove(name)),
+            ["older-group", ref names @ ..] => {
+                names.iter().for_each(|name| self.node(name).disk.base.feature_level = FeatureLevel(0));
+            }
+            ["feature-level", name] => self.show_feature_level(name),
             ["status"] => self.out += &self.describe(),
             _ => panic!("no such command: {line}"),
         }
@@ -173,7 +187,26 @@ impl World {
     }
 
     fn hello(&self, name: &str) -> Option<kv_core::message::Hello> {
-        self.nodes[name].replica.as_ref().map(Replica::hello)
+        let mut hello = self.nodes[name].replica.as_ref().map(Replica::hello)?;
+        if self.older.contains(name) {
+            hello.feature_level = FeatureLevel(0);
+        }
+        Some(hello)
+    }
+
+    fn show_feature_level(&mut self, name: &str) {
+        let replica = self.nodes[name].replica.as_ref().expect("a running node");
+        let level = replica.status(self.now()).feature_level;
+        writeln!(self.out, "{name}: {level:?}").expect("a String takes it");
+    }
+
+    /// What no leader ever sends: another entry in the place of one that `to` knows to be committed.
+    fn contradiction(&self, to: &str, from: &str, epoch: Epoch, id: &str) -> Append {
+        let id = EntryId(id.parse().expect("an id"));
+        let prev = position_of(&self.nodes[to].disk, id.prev());
+        let leader = self.nodes[from].disk.hard.member_id;
+        let entry = Entry::encode(id, epoch, None, Body::Control(Control::Epoch { leader }));
+        Append { epoch, round: Round::default(), prev, committed: EntryId::ZERO, entries: vec![entry] }
     }
 
     fn is_cut(&self, from: &str, to: &str) -> bool {
@@ -382,7 +415,12 @@ impl World {
                 Some(held) => held.push_back((seq, op)),
                 None => self.persist(name, seq, op),
             },
-            Effect::Send { to, message } => {
+            Effect::Send { to, mut message } => {
+                if let Message::Show { hello, .. } = &mut message
+                    && self.older.contains(name)
+                {
+                    hello.feature_level = FeatureLevel(0);
+                }
                 if let Some(to) = self.by_member(to) {
                     let sender = self.nodes[name].disk.hard.member_id;
                     let parcel = Parcel::Message(message);

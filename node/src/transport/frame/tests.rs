@@ -42,6 +42,7 @@ pub(crate) fn all_messages() -> Vec<Message> {
             applied: EntryId(1),
             storage_full: true,
             unfit: false,
+            leaving: true,
             feature_level: FeatureLevel(1),
         }),
         Message::HeartbeatAck { epoch, round },
