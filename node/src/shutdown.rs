@@ -5,6 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use kv_core::contract::{Reply, Request};
+use kv_core::status::Role;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -14,6 +15,12 @@ use crate::driver::{Handle, Stopped};
 
 /// The replica gives a hand-over up after 1 s; this is for a driver that is busy.
 const HAND_OVER_MAX: Duration = Duration::from_secs(3);
+
+/// How long a node that has handed over waits to hear of the new leader.
+const SUCCESSOR_MAX: Duration = Duration::from_secs(1);
+/// From then on, how long the other nodes may take to hear of it, too, and to stop sending requests here: a port
+/// that closes on them leaves requests with an unknown outcome.
+const OTHERS_HEAR: Duration = Duration::from_millis(200);
 
 /// What asks a process to end.
 pub struct Signals {
@@ -51,8 +58,8 @@ pub struct Draining {
 pub async fn drain(draining: Draining) -> Stopped {
     let Draining { handle, drain_delay, http_stop, http } = draining;
     handle.start_draining();
-    hand_over(&handle).await;
-    tokio::time::sleep(drain_delay).await;
+    let settling = hand_over(&handle).await;
+    tokio::time::sleep(drain_delay.max(settling)).await;
     http_stop.cancel();
     if let Err(error) = http.await {
         tracing::error!(%error, "the client port ended badly");
@@ -61,11 +68,19 @@ pub async fn drain(draining: Draining) -> Stopped {
     handle.stopped().await
 }
 
-/// Whoever does not lead, or has nobody to hand over to, just goes on.
-async fn hand_over(handle: &Handle) {
+/// Whoever does not lead, or has nobody to hand over to, just goes on. Returns how long requests of other nodes may
+/// still arrive here.
+async fn hand_over(handle: &Handle) -> Duration {
+    let led = handle.view().role == Role::Leader;
     match handle.request(Request::HandOver, Instant::now() + HAND_OVER_MAX).await {
         Ok(Reply::Done { .. }) => tracing::debug!("this node does not lead, or nobody else could"),
         Ok(reply) => tracing::info!(?reply, "leadership is not handed over"),
         Err(error) => tracing::info!(%error, "leadership is not handed over"),
     }
+    if !led || handle.view().role == Role::Leader {
+        return Duration::ZERO;
+    }
+    let deadline = Instant::now() + SUCCESSOR_MAX;
+    let _nobody_leads = handle.wait_view(deadline, |view| view.leader.is_some()).await;
+    OTHERS_HEAR
 }

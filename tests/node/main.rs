@@ -12,4 +12,5 @@ mod full_disk;
 mod membership;
 mod on_disk;
 mod replication;
+mod rolling;
 mod self_repair;

@@ -30,8 +30,10 @@ const EMPTY_KEY: &str = "/key/";
 
 /// A forwarded write is relayed when it is applied here, or after this long.
 const APPLY_WAIT: Duration = Duration::from_millis(100);
-/// After a new epoch an answer of the old leader that is on its way may still arrive for this long.
+/// After a new epoch an answer of the old leader that is on its way may still arrive for this long. Who can
+/// send again does so soon; who cannot waits as long as a hand-over may take, for the old leader usually lives.
 const OLD_LEADER_GRACE: Duration = Duration::from_millis(100);
+const OLD_LEADER_GRACE_MAX: Duration = Duration::from_secs(1);
 /// Attempts are this far apart at first, twice as far each time, at most [`BACKOFF_MAX`].
 const BACKOFF_FIRST: Duration = Duration::from_millis(5);
 const BACKOFF_MAX: Duration = Duration::from_millis(200);
@@ -185,9 +187,13 @@ async fn attempt_there(
     view: &View,
     deadline: Instant,
 ) -> Attempt {
+    let grace = match request.repeat {
+        Repeat::Harmless => OLD_LEADER_GRACE,
+        Repeat::Never => OLD_LEADER_GRACE_MAX,
+    };
     let new_epoch = async {
         handle.epoch_above(view.epoch).await;
-        tokio::time::sleep(OLD_LEADER_GRACE).await;
+        tokio::time::sleep(grace).await;
     };
     app.metrics().count_forward();
     tokio::select! {
