@@ -15,6 +15,8 @@ use crate::metrics::Metrics;
 
 /// Runs remembered for `/compaction/status`.
 const HISTORY_MAX: usize = 10;
+/// How often it is looked whether there is too little room: then compaction does not wait for its turn.
+const PRESSED_LOOK: Duration = Duration::from_secs(1);
 /// Shortest interval that can be configured, in seconds.
 pub const INTERVAL_SECONDS_MIN: u64 = 60;
 
@@ -29,6 +31,11 @@ pub struct CompactionOutcome {
 pub trait CompactionJob: Send + Sync + 'static {
     /// Blocks; called on a blocking thread, never twice at a time. The error is fit for a client.
     fn run(&self) -> Result<CompactionOutcome, String>;
+
+    /// While there is too little room: a number that rises with what there may be to gain.
+    fn pressed_at(&self) -> Option<u64> {
+        None
+    }
 }
 
 /// When compaction runs by itself.
@@ -242,8 +249,10 @@ fn timestamp(at: OffsetDateTime) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{micro:06}")
 }
 
-/// Waits out the interval, anew whenever the schedule changes, and runs.
+/// Waits out the interval, anew whenever the schedule changes, and runs; sooner while there is too little room
+/// and something was written since the last run for that reason.
 async fn follow_schedule(compactor: Compactor) {
+    let mut run_at = None;
     loop {
         let Schedule { enabled, interval_seconds, .. } = compactor.state().schedule;
         let changed = compactor.0.schedule_changed.notified();
@@ -256,6 +265,20 @@ async fn follow_schedule(compactor: Compactor) {
             () = tokio::time::sleep(Duration::from_secs(interval_seconds.max(1))) => {
                 compactor.run(Urgency::WhenDue).await;
             }
+            pressed = pressed_beyond(&compactor, run_at) => {
+                run_at = Some(pressed);
+                compactor.run(Urgency::Forced).await;
+            }
+        }
+    }
+}
+
+/// May be cancelled.
+async fn pressed_beyond(compactor: &Compactor, run_at: Option<u64>) -> u64 {
+    loop {
+        tokio::time::sleep(PRESSED_LOOK).await;
+        if let Some(pressed) = compactor.0.job.pressed_at().filter(|&at| run_at.is_none_or(|before| at > before)) {
+            return pressed;
         }
     }
 }

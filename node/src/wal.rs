@@ -12,7 +12,6 @@ pub mod committer;
 pub mod compaction;
 #[cfg(test)]
 mod crash_tests;
-mod gaps;
 mod hint;
 pub mod import;
 pub mod manifest;
@@ -156,6 +155,8 @@ pub struct Wal<S: Storage> {
     interrupted: Option<EntryId>,
     /// A durable entry changed what the manifest must know before it is acknowledged.
     owes_manifest: bool,
+    /// Behind the active segment's durable end there may be a part of a write.
+    owes_cut: bool,
     failed: Option<String>,
     /// Reused between batches.
     buffer: Vec<u8>,
@@ -194,6 +195,7 @@ impl<S: Storage> Wal<S> {
             configurations: Vec::new(),
             interrupted: None,
             owes_manifest: false,
+            owes_cut: false,
             failed: None,
             buffer: Vec::new(),
         };
@@ -232,6 +234,11 @@ impl<S: Storage> Wal<S> {
         let over_limit = |limit| self.reader().disk_bytes() > limit;
         let is_over_limit = self.shared.limits.storage_limit_bytes().is_some_and(over_limit);
         Ok(is_over_limit || self.shared.storage.available_bytes()? < self.options.reserve_bytes)
+    }
+
+    /// For everybody else to know.
+    pub(crate) fn note_full(&self, is_full: bool) {
+        self.shared.set_full(is_full);
     }
 
     fn hint(&self) -> Hint {

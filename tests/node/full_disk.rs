@@ -28,9 +28,9 @@ impl SmallVolume {
         mounted.is_ok_and(|o| o.status.success()).then_some(Self(path))
     }
 
-    fn grow(&self) {
-        let grown = Command::new("mount").args(["-o", GROWN]).arg(&self.0).status();
-        assert!(grown.unwrap().success());
+    fn remount(&self, options: &str) {
+        let done = Command::new("mount").args(["-o", options]).arg(&self.0).status();
+        assert!(done.unwrap().success());
     }
 }
 
@@ -69,7 +69,7 @@ async fn a_full_volume_refuses_writes_and_comes_back() {
     node.get("/key/small").await.is(200, r#"{"key":"small","value":1,"version":1}"#);
     node.get("/key/large-0").await.ok();
     assert_eq!(node.put("more", &large_value()).await.status, 507);
-    volume.grow();
+    volume.remount(GROWN);
     writes_come_back(&node).await;
     node.put("more", &large_value()).await.ok();
     node.kill();
@@ -99,6 +99,52 @@ async fn over_the_storage_limit_writes_are_refused_until_it_is_raised() {
     node.get("/key/small").await.ok();
     node.post("/settings", r#"{"storage_limit":67108864}"#).await.ok();
     writes_come_back(&node).await;
+}
+
+/// With segments of the usual size the deletes are in the active one, which compaction leaves alone while there is room.
+#[tokio::test]
+async fn deletes_alone_bring_a_full_node_back() {
+    let mut node = Site::new().node("leader", 0).fast().arg("--storage-limit", 2 * 1024 * 1024).start().await;
+    node.allow("");
+    node.put("small", "1").await.ok();
+    node.post("/compaction/run?force=true", "")
+        .await
+        .is(200, r#"{"status":"success","segments_compacted":0,"entries_removed":0}"#);
+    fill(&node).await.is_error(507, "storage_full");
+    let held = node.get("/keys?prefix=large-").await.ok().json();
+    for key in held["keys"].as_array().unwrap() {
+        node.delete(&format!("/key/{}", key.as_str().unwrap())).await.ok();
+    }
+    writes_come_back(&node).await;
+    node.kill();
+    node.start_again().await;
+    node.get("/key/small").await.is(200, r#"{"key":"small","value":1,"version":1}"#);
+    assert_eq!(node.get("/keys?prefix=large-").await.ok().json()["keys"], serde_json::json!([]));
+}
+
+#[tokio::test]
+async fn a_read_only_volume_is_refused_with_a_clear_message_and_taken_once_it_is_writable() {
+    let site = Site::new();
+    let Some(volume) = SmallVolume::mount(site.path("volume")) else {
+        eprintln!(
+            "SKIPPED: mounting a small volume needs root; the log's own tests have a volume that becomes read-only"
+        );
+        return;
+    };
+    let spec = site.node("leader", 0).fast().data_dir(volume.0.join("data"));
+    let mut node = spec.clone().start().await;
+    node.put("small", "1").await.ok();
+    assert!(node.stop().await.status.success());
+    volume.remount("remount,ro");
+    let exit = spec.refused().await;
+    assert!(!exit.status.success());
+    assert!(exit.log.contains("data directory") && exit.log.contains("Read-only file system"), "{}", exit.log);
+    volume.remount("remount,rw");
+    node.allow("");
+    node.start_again().await;
+    node.get("/key/small").await.ok();
+    node.put("small", "2").await.ok();
+    drop(node);
 }
 
 #[tokio::test]

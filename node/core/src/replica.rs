@@ -315,6 +315,11 @@ impl Replica {
         Arc::clone(self.state.sessions())
     }
 
+    /// Whether a snapshot is being installed; another one that is staged meanwhile would be refused.
+    pub fn is_installing(&self) -> bool {
+        self.installing
+    }
+
     pub fn state(&self) -> &StateMachine {
         &self.state
     }

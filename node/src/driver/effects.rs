@@ -40,6 +40,7 @@ impl Driver {
         self.published.publish_recovery(recovered.report.clone());
         let boot = boot::boot(recovered, &self.boot, boot::random_u64());
         self.replica.step(now, Input::Installed { boot: Box::new(boot) });
+        self.snapshot_installed();
         self.publish_applied_state();
     }
 
@@ -81,7 +82,7 @@ impl Driver {
                 self.replica.step(now, input);
                 drop(floor); // from here on the replica knows how far the peer is
             }
-            Finished::SnapshotStaged(input) => self.replica.step(now, input),
+            Finished::SnapshotStaged { input, turn } => self.snapshot_staged(now, input, turn),
         }
     }
 

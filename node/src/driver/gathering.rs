@@ -26,6 +26,9 @@ pub(crate) struct Gathering {
     same_up_to: BTreeMap<MemberId, EntryId>,
     /// At or below it a learner that answered has compacted its log.
     compacted: EntryId,
+    /// Lines of the base are missing up to here; 0: none. Learners hold the state that they made, but in a base of
+    /// their own.
+    base_up_to: EntryId,
 }
 
 /// What came of it.
@@ -39,7 +42,7 @@ pub(crate) struct Gathered {
 }
 
 impl Gathering {
-    pub(crate) fn new(cluster_id: ClusterId, missing: Vec<Missing>) -> Self {
+    pub(crate) fn new(cluster_id: ClusterId, missing: Vec<Missing>, base_up_to: EntryId) -> Self {
         Self {
             cluster_id,
             missing,
@@ -47,6 +50,7 @@ impl Gathering {
             asked: BTreeMap::new(),
             same_up_to: BTreeMap::new(),
             compacted: EntryId::ZERO,
+            base_up_to,
         }
     }
 
@@ -54,6 +58,9 @@ impl Gathering {
     pub(crate) fn connected(&mut self, hello: &Hello) -> Option<Message> {
         if hello.cluster_id.as_ref() != Some(&self.cluster_id) {
             return None;
+        }
+        if hello.durable.id > EntryId::ZERO {
+            self.compacted = self.compacted.max(self.base_up_to);
         }
         self.question(hello.member_id, EntryId::ZERO)
     }
@@ -95,9 +102,9 @@ impl Gathering {
         self.asked.iter().map(|(learner, range)| (*learner, request_for(*range))).collect()
     }
 
-    /// Everything was found.
+    /// Everything was found, or is known to be held by a learner that cannot give it back.
     pub(crate) fn is_complete(&self) -> bool {
-        self.next_missing(EntryId::ZERO).is_none()
+        self.next_missing(EntryId::ZERO).is_none() && self.compacted >= self.base_up_to
     }
 
     /// What was found and is certainly what was lost.
@@ -201,7 +208,7 @@ mod tests {
 
     #[test]
     fn what_one_learner_lacks_is_asked_of_the_next() {
-        let mut gathering = Gathering::new(cluster(), vec![missing(3, 6), missing(9, 9)]);
+        let mut gathering = Gathering::new(cluster(), vec![missing(3, 6), missing(9, 9)], EntryId::ZERO);
         assert_eq!(gathering.connected(&hello(7, cluster())), request(3, 6));
         assert_eq!(answer(&mut gathering, 7, 6, entries(3, 4)), request(5, 6));
         assert_eq!(gathering.unanswered(), [(MemberId(7), request(5, 6).expect("a request"))]);
@@ -218,7 +225,7 @@ mod tests {
 
     #[test]
     fn a_late_answer_does_not_skip_what_was_asked_since() {
-        let mut gathering = Gathering::new(cluster(), vec![missing(3, 6), missing(9, 9)]);
+        let mut gathering = Gathering::new(cluster(), vec![missing(3, 6), missing(9, 9)], EntryId::ZERO);
         gathering.connected(&hello(7, cluster()));
         assert_eq!(answer(&mut gathering, 7, 6, entries(3, 6)), request(9, 9));
         assert_eq!(answer(&mut gathering, 7, 6, entries(3, 6)), None);
@@ -229,7 +236,7 @@ mod tests {
 
     #[test]
     fn a_learner_of_another_cluster_is_not_asked_and_not_believed() {
-        let mut gathering = Gathering::new(cluster(), vec![missing(3, 3)]);
+        let mut gathering = Gathering::new(cluster(), vec![missing(3, 3)], EntryId::ZERO);
         assert_eq!(gathering.connected(&hello(7, ClusterId::new("other").expect("a name"))), None);
         assert_eq!(answer(&mut gathering, 7, 3, entries(3, 3)), None);
         assert_eq!(found(gathering), [0; 0]);
@@ -237,7 +244,7 @@ mod tests {
 
     #[test]
     fn lines_that_nobody_asked_for_are_left_out() {
-        let mut gathering = Gathering::new(cluster(), vec![missing(3, 3)]);
+        let mut gathering = Gathering::new(cluster(), vec![missing(3, 3)], EntryId::ZERO);
         gathering.connected(&hello(7, cluster()));
         gathering.lines(MemberId(7), EntryId(3), EntryId(1), entries(2, 4));
         assert!(gathering.is_complete());
@@ -249,12 +256,12 @@ mod tests {
     fn a_line_of_an_earlier_epoch_is_believed_below_one_that_is_certain_and_else_left_open() {
         let above = |first, last| Missing { epoch_above: Epoch(2), ..missing(first, last) };
         let later = Entry::encode(EntryId(4), Epoch(2), None, Body::Control(Control::Epoch { leader: MemberId(1) }));
-        let mut gathering = Gathering::new(cluster(), vec![above(3, 5)]);
+        let mut gathering = Gathering::new(cluster(), vec![above(3, 5)], EntryId::ZERO);
         gathering.connected(&hello(7, cluster()));
         answer(&mut gathering, 7, 5, [entries(3, 3), vec![later]].concat());
         assert_eq!(found(gathering), [3, 4]);
 
-        let mut gathering = Gathering::new(cluster(), vec![above(3, 5)]);
+        let mut gathering = Gathering::new(cluster(), vec![above(3, 5)], EntryId::ZERO);
         gathering.connected(&hello(7, cluster()));
         answer(&mut gathering, 7, 5, entries(3, 4));
         let Gathered { found, unclear_up_to } = gathering.finish();

@@ -30,30 +30,32 @@ pub(crate) async fn mend(
     let Some(gathering) = gathering(&recovered) else {
         return Ok(Mended { wal, recovered, undeclared: Vec::new(), connected: Vec::new() });
     };
-    tracing::warn!(missing = ?recovered.undeclared(), "lines are missing: asking learners before anything is served");
+    tracing::warn!(missing = ?recovered.missing(), "lines are missing: asking learners before anything is served");
     let Asked { gathered, connected } = learners::ask(transport, events, gathering).await;
     let Gathered { found, unclear_up_to } = gathered;
     let has_found = !found.is_empty();
     let refilled = tokio::task::spawn_blocking(move || refill(wal, recovered, &found)).await.expect("no panic")?;
     let (wal, recovered, refill) = refilled;
-    let missing = recovered.undeclared();
+    let missing = recovered.missing();
     // A LOST entry makes all learners take a snapshot: never while one may hold more than this log.
     let may_be_known = missing.iter().any(|range| range.first <= unclear_up_to);
-    let is_unclear = may_be_known || refill == Refill::NoRoom || recovered.lacks_of_base();
+    let is_unclear = may_be_known || refill == Refill::NoRoom;
     tracing::warn!(has_found, ?refill, still_missing = ?missing, is_unclear, "learners were asked");
     let undeclared = if is_unclear { Vec::new() } else { missing };
     let undeclared = undeclared.iter().map(|range| (range.first, range.last)).collect();
     Ok(Mended { wal, recovered, undeclared, connected })
 }
 
-/// None: nothing is missing that a learner could give back.
+/// None: nothing is missing.
 fn gathering(recovered: &Recovered) -> Option<Gathering> {
     let cluster_id = recovered.hard.cluster_id.clone()?;
     let promised = recovered.hard.promise.epoch;
     let missing =
         |range: IdRange| Missing { epoch_above: recovered.epoch_above(range.last).unwrap_or(promised), range };
     let missing: Vec<_> = recovered.undeclared().into_iter().map(missing).collect();
-    (recovered.is_alone() && !missing.is_empty()).then(|| Gathering::new(cluster_id, missing))
+    let base_up_to = if recovered.lacks_of_base() { recovered.base.horizon.id } else { EntryId::ZERO };
+    let is_whole = missing.is_empty() && base_up_to == EntryId::ZERO;
+    (recovered.is_alone() && !is_whole).then(|| Gathering::new(cluster_id, missing, base_up_to))
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

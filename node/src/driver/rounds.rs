@@ -9,7 +9,7 @@ use kv_core::contract::{Input, Now, Refusal, Reply};
 use kv_core::entry::EntryId;
 use kv_core::group::MemberId;
 use kv_core::message::Hello;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 
 use super::boot::BootOptions;
 use super::commits::Commits;
@@ -39,7 +39,7 @@ const SWEEP_INTERVAL_MS: u64 = 1_000;
 pub(crate) enum Finished {
     Fetch { peer: MemberId, input: Input },
     SnapshotSent { input: Input, floor: Floor },
-    SnapshotStaged(Input),
+    SnapshotStaged { input: Input, turn: OwnedSemaphorePermit },
 }
 
 /// Where events come from, each with what was taken of it for this round.

@@ -7,12 +7,12 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use kv_core::contract::Input;
+use kv_core::contract::{Input, Now};
 use kv_core::entry::{EntryId, Epoch, LogPosition};
 use kv_core::group::MemberId;
 use kv_core::message::Hello;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::timeout;
 
 use super::handle::Handle;
@@ -74,11 +74,17 @@ impl Drop for Floor {
 pub(crate) struct Turns {
     sending: Arc<Semaphore>,
     receiving: Arc<Semaphore>,
+    /// Held while a snapshot is being installed.
+    installing: Option<OwnedSemaphorePermit>,
 }
 
 impl Default for Turns {
     fn default() -> Self {
-        Self { sending: Arc::new(Semaphore::new(SENT_AT_ONCE_MAX)), receiving: Arc::new(Semaphore::new(1)) }
+        Self {
+            sending: Arc::new(Semaphore::new(SENT_AT_ONCE_MAX)),
+            receiving: Arc::new(Semaphore::new(1)),
+            installing: None,
+        }
     }
 }
 
@@ -109,7 +115,7 @@ impl Driver {
         let busy = self.published.busy();
         tokio::spawn(async move {
             let _busy = busy;
-            let Ok(_turn) = turn else {
+            let Ok(turn) = turn else {
                 let _gone = stream.answer(Err("another snapshot is being received".to_owned())).await;
                 return;
             };
@@ -125,10 +131,29 @@ impl Driver {
             // nothing of the snapshot yet, and asks for another.
             if let Ok(StagedSnapshot { position, cluster_id, .. }) = staged {
                 let input = Input::SnapshotStaged { from, epoch, position, cluster_id };
-                let _stopped = finished.send(Finished::SnapshotStaged(input)).await;
+                let _stopped = finished.send(Finished::SnapshotStaged { input, turn }).await;
             }
             let _gone = stream.answer(answer).await;
         });
+    }
+
+    /// The replica decides at once whether it installs what was received; what it does not want goes. No other one
+    /// is received before that.
+    pub(crate) fn snapshot_staged(&mut self, now: Now, input: Input, turn: OwnedSemaphorePermit) {
+        self.replica.step(now, input);
+        if self.replica.is_installing() {
+            self.snapshots.installing = Some(turn);
+            return;
+        }
+        let reader = self.published.reader.clone();
+        tokio::task::spawn_blocking(move || {
+            reader.withdraw();
+            drop(turn);
+        });
+    }
+
+    pub(crate) fn snapshot_installed(&mut self) {
+        self.snapshots.installing = None;
     }
 }
 

@@ -73,6 +73,7 @@ impl<S: Storage> Wal<S> {
     }
 
     fn write(&mut self, entries: &[Entry]) -> Result<(), WalError> {
+        self.cut_back()?;
         let start = self.active.bytes();
         let mut buffer = std::mem::take(&mut self.buffer);
         buffer.clear();
@@ -107,16 +108,28 @@ impl<S: Storage> Wal<S> {
         let name = self.active.name();
         let file = Arc::clone(&self.active.file);
         match file.write_at(bytes, start) {
-            Err(error) if is_full(&error) => match file.set_len(start) {
-                Ok(()) => Err(WalError::Full),
-                Err(error) => Err(self.fail(format!("{name}: cutting back a write that found no room: {error}"))),
-            },
+            Err(error) if is_full(&error) => {
+                self.owes_cut = true;
+                self.cut_back()?;
+                Err(WalError::Full)
+            }
             Err(error) => Err(self.fail(format!("{name}: {error}"))),
             Ok(()) if mutant::on(Mutant::SkipSync) => Ok(()),
             Ok(()) => sync(&*file)
                 .or_else(|error| if mutant::on(Mutant::RetryFailedSync) { sync(&*file) } else { Err(error) })
                 .map_err(|error| self.fail(format!("{name}: {error}"))),
         }
+    }
+
+    /// A write that found no room may be in by half: nothing follows behind it. A volume that has become read-only
+    /// refuses this, too, for as long.
+    fn cut_back(&mut self) -> Result<(), WalError> {
+        if self.owes_cut {
+            let cut = self.active.file.set_len(self.active.bytes());
+            self.check("cutting back a write that found no room", cut)?;
+            self.owes_cut = false;
+        }
+        Ok(())
     }
 
     /// What the next recovery must know before it reads the log, the manifest holds.
@@ -154,8 +167,18 @@ impl<S: Storage> Wal<S> {
         self.check("manifest.json", stored)
     }
 
+    /// When there is too little room: seals the active segment, so that a compaction may cover it, too.
+    pub fn seal_when_short(&mut self) -> Result<(), WalError> {
+        self.alive()?;
+        if self.active.bytes() == 0 || !self.shared.is_full() {
+            return Ok(());
+        }
+        self.roll()
+    }
+
     /// Seals the active segment, all of which is durable, and begins the next.
     fn roll(&mut self) -> Result<(), WalError> {
+        self.cut_back()?;
         let number = self.manifest.active.number + 1;
         let name = file_name(FileKind::Log, number);
         let created = self.shared.storage.create(&name);

@@ -107,6 +107,11 @@ impl CommitterHandle {
         self.swap(Change::Nothing { if_listed: file }).is_ok()
     }
 
+    /// When there is too little room, the active segment is sealed: what is deleted can then be compacted away. Blocks.
+    pub fn seal_when_short(&self) -> Result<(), String> {
+        self.swap(Change::SealedWhenShort)
+    }
+
     fn swap(&self, change: Change) -> Result<(), String> {
         let (answer, answered) = std::sync::mpsc::sync_channel(1);
         self.0.push_swap(Swap { change, answer });
@@ -193,6 +198,7 @@ impl<S: Storage, E: FnMut(CommitEvent)> Loop<S, E> {
             Change::Repaired(file) => self.wal.swap_repaired(file),
             Change::Nothing { if_listed } if self.wal.lists(&if_listed) => Ok(()),
             Change::Nothing { if_listed } => Err(WalError::Rule(format!("{} is not listed", if_listed.name()))),
+            Change::SealedWhenShort => self.wal.seal_when_short(),
         };
         match changed {
             Ok(()) => {
@@ -234,6 +240,7 @@ impl<S: Storage, E: FnMut(CommitEvent)> Loop<S, E> {
     fn report_space(&mut self, is_full: bool) {
         if is_full != self.is_full {
             self.is_full = is_full;
+            self.wal.note_full(is_full);
             (self.events)(CommitEvent::StorageFull(is_full));
         }
     }

@@ -83,6 +83,9 @@ pub struct WalCompaction<S: Storage, A> {
 
 impl<S: Storage, A: AppliedState> CompactionJob for WalCompaction<S, A> {
     fn run(&self) -> Result<CompactionOutcome, String> {
+        if self.reader.is_full() {
+            self.committer.seal_when_short()?;
+        }
         let compacted = compact(&self.reader, &self.state).map_err(|error| error.to_string())?;
         let Some(compacted) = compacted else { return Ok(CompactionOutcome::default()) };
         let outcome = compacted.outcome;
@@ -90,6 +93,10 @@ impl<S: Storage, A: AppliedState> CompactionJob for WalCompaction<S, A> {
         let swapped = self.committer.swap_compacted(compacted);
         close_one_by_one(replaced);
         swapped.map(|()| outcome)
+    }
+
+    fn pressed_at(&self) -> Option<u64> {
+        self.reader.is_full().then(|| self.state.keyspace().applied().0)
     }
 }
 

@@ -146,6 +146,20 @@ fn a_snapshot_that_waits_outlives_a_compaction_and_goes_with_a_later_one() {
     assert_eq!((installed.hard.committed, staged()), (EntryId(30), 0));
 }
 
+#[test]
+fn a_snapshot_that_nobody_installs_leaves_nothing_behind() {
+    let storage = MemoryStorage::default();
+    let Opened { mut wal, reader, recovered } = reopen(&storage).expect("new volume");
+    found(&mut wal, &recovered.hard, &[1]).expect("found");
+    let before = storage.names();
+    stage(&wal, 5).expect("staged");
+    assert!(storage.names().len() > before.len());
+    reader.withdraw();
+    assert_eq!(storage.names(), before);
+    let refused = wal.install(recovered.hard, LogPosition { epoch: Epoch(9), id: EntryId(5) });
+    assert!(matches!(refused, Err(WalError::Rule(_))), "{refused:?}");
+}
+
 /// The whole log as a reader sees it, or the state when the log has a base.
 fn contents(opened: &Opened<MemoryStorage>) -> Log {
     let horizon = opened.reader.table().horizon().id;

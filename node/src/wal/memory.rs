@@ -33,6 +33,9 @@ struct Disk {
     /// The call at which a sync failed last.
     failed_sync: Option<u64>,
     capacity_bytes: Option<u64>,
+    is_read_only: bool,
+    /// The process has no file descriptor left.
+    is_out_of_handles: bool,
 }
 
 /// Clones share one disk.
@@ -70,6 +73,16 @@ impl MemoryStorage {
     /// None: unlimited.
     pub fn set_capacity_bytes(&self, capacity: Option<u64>) {
         self.lock().capacity_bytes = capacity;
+    }
+
+    /// As a volume that was remounted read-only: changes are refused, open files included.
+    pub fn set_read_only(&self, is_read_only: bool) {
+        self.lock().is_read_only = is_read_only;
+    }
+
+    /// As a process that may not open one more file.
+    pub fn set_out_of_handles(&self, is_out_of_handles: bool) {
+        self.lock().is_out_of_handles = is_out_of_handles;
     }
 
     /// Everything is durable from now on, as a kernel may see to at any time.
@@ -127,6 +140,11 @@ enum Power {
 }
 
 impl Disk {
+    /// A change of names, contents or lengths.
+    fn change_call(&mut self) -> io::Result<Power> {
+        if self.is_read_only { Err(io::ErrorKind::ReadOnlyFilesystem.into()) } else { self.call() }
+    }
+
     fn call(&mut self) -> io::Result<Power> {
         let call = self.calls;
         self.calls += 1;
@@ -139,12 +157,14 @@ impl Disk {
 
     /// For calls that are not done at all when the power fails.
     fn whole_call(&mut self) -> io::Result<()> {
-        if self.call()? == Power::Fails { Err(no_power()) } else { Ok(()) }
+        if self.change_call()? == Power::Fails { Err(no_power()) } else { Ok(()) }
     }
 
     fn sync_call(&mut self) -> io::Result<()> {
         let call = self.calls;
-        self.whole_call()?;
+        if self.call()? == Power::Fails {
+            return Err(no_power());
+        }
         if self.sync_fails_at.is_some_and(|at| call >= at) {
             (self.sync_fails_at, self.failed_sync) = (None, Some(call));
             return Err(io::Error::other("the disk failed to sync"));
@@ -183,6 +203,18 @@ impl Storage for MemoryStorage {
         Ok(inside.map(|name| name.rsplit('/').next().expect("split gives one part").to_owned()).collect())
     }
 
+    fn list_by_age(&self, dir: &str) -> io::Result<Vec<(String, u64)>> {
+        let disk = self.lock();
+        let mut files: Vec<(u64, &String)> =
+            disk.names.iter().filter(|(name, _)| directory_of(name) == dir).map(|(name, id)| (*id, name)).collect();
+        files.sort_unstable();
+        let found = files.into_iter().map(|(id, name)| {
+            let name = name.rsplit('/').next().expect("split gives one part");
+            (name.to_owned(), disk.inodes[&id].bytes().len() as u64)
+        });
+        Ok(found.collect())
+    }
+
     fn create(&self, name: &str) -> io::Result<MemoryFile> {
         let mut disk = self.lock();
         disk.whole_call()?;
@@ -199,6 +231,9 @@ impl Storage for MemoryStorage {
     fn open(&self, name: &str) -> io::Result<MemoryFile> {
         let disk = self.lock();
         disk.alive()?;
+        if disk.is_out_of_handles {
+            return Err(rustix::io::Errno::MFILE.into());
+        }
         let inode = *disk.names.get(name).ok_or_else(|| not_found(name))?;
         Ok(MemoryFile { disk: Arc::clone(&self.0), inode })
     }
@@ -230,7 +265,8 @@ impl Storage for MemoryStorage {
 
     fn available_bytes(&self) -> io::Result<u64> {
         let disk = self.lock();
-        Ok(disk.capacity_bytes.map_or(u64::MAX, |capacity| capacity.saturating_sub(disk.used_bytes())))
+        let capacity = if disk.is_read_only { Some(0) } else { disk.capacity_bytes };
+        Ok(capacity.map_or(u64::MAX, |capacity| capacity.saturating_sub(disk.used_bytes())))
     }
 }
 
@@ -255,7 +291,7 @@ impl StorageFile for MemoryFile {
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
         let mut disk = lock(&self.disk);
-        let power = disk.call()?;
+        let power = disk.change_call()?;
         let start = usize::try_from(offset).expect("test files fit in memory");
         let len_now = self.with(&mut disk, |inode| inode.bytes().len());
         let growth = (start + buf.len()).saturating_sub(len_now) as u64;

@@ -197,11 +197,27 @@ impl<S: Storage> LogReader<S> {
 
     /// Keeps a staged snapshot for its `Install`; an older one that still waits is removed.
     pub fn offer(&self, snapshot: StagedSnapshot) {
-        let Some(older) = self.0.staged().replace(snapshot) else { return };
-        for name in older.files.iter().filter_map(SealedFile::staged_name) {
+        let older = self.0.staged().replace(snapshot);
+        self.remove_staged(older);
+    }
+
+    /// A staged snapshot that nobody will install is removed.
+    pub fn withdraw(&self) {
+        let unwanted = self.0.staged().take();
+        self.remove_staged(unwanted);
+    }
+
+    fn remove_staged(&self, snapshot: Option<StagedSnapshot>) {
+        let files = snapshot.iter().flat_map(|snapshot| &snapshot.files);
+        for name in files.filter_map(SealedFile::staged_name) {
             // What cannot be removed now is an orphan for the next start.
             let _ignored = self.storage().remove(&name);
         }
+    }
+
+    /// Whether there is too little room to write.
+    pub fn is_full(&self) -> bool {
+        self.0.is_full()
     }
 }
 

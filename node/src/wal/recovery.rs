@@ -8,12 +8,13 @@ mod scan;
 #[cfg(test)]
 pub(super) mod tests;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 
 use kv_core::contract::{Base, HardState};
 use kv_core::entry::{Entry, EntryId, Epoch, LogPosition};
-use kv_core::group::{ConfigurationAt, MemberId, NodeName, Settings};
+use kv_core::group::{Configuration, ConfigurationAt, MemberId, NodeName, Settings};
 use kv_core::message::Promise;
 use kv_core::mutant::{self, Mutant};
 use kv_core::state_machine::StateMachine;
@@ -22,9 +23,9 @@ use super::hint::Hint;
 use super::manifest::{FileKind, Gap, Manifest};
 use super::reader::LogReader;
 use super::segment::LogFile;
-use super::storage::{Storage, StorageFile, sync_dir};
+use super::storage::{Storage, StorageFile, is_lack_of_means, sync_dir};
 use super::table::{FileTable, Shared};
-use super::volume::{Leftovers, foreign_file, highest_generation, settle};
+use super::volume::{ASIDE_DIR, Leftovers, QUARANTINE_DIR, drop_oldest, foreign_file, highest_generation, settle};
 use super::{OnDamage, Options, Position, Wal, WalError};
 use blocks::Source;
 use mend::Mended;
@@ -131,10 +132,16 @@ impl Recovered {
         open.map(|gap| IdRange { first: gap.first, last: gap.last }).collect()
     }
 
+    /// Lines of the base, or above it, that are missing and not declared lost.
+    pub fn missing(&self) -> Vec<IdRange> {
+        let open = self.gaps.iter().filter(|gap| !gap.is_declared);
+        open.map(|gap| IdRange { first: gap.first, last: gap.last }).collect()
+    }
+
     /// Whether lines of the base are missing; learners hold the state they made, but cannot give it back as lines.
     pub fn lacks_of_base(&self) -> bool {
         let horizon = self.base.horizon.id;
-        self.gaps.iter().any(|gap| !gap.is_declared && gap.first <= horizon)
+        self.missing().iter().any(|range| range.first <= horizon)
     }
 
     /// Whether this member is the only voter.
@@ -181,6 +188,10 @@ pub fn open<S: Storage>(storage: Arc<S>, options: &Options, new_volume: &NewVolu
         Some(manifest) => manifest,
         None => create(&*storage, new_volume)?,
     };
+    for dir in [ASIDE_DIR, QUARANTINE_DIR] {
+        drop_oldest(&*storage, dir, &BTreeSet::new()).map_err(in_directory)?;
+    }
+    let kept_before: BTreeSet<_> = storage.list(ASIDE_DIR).map_err(in_directory)?.into_iter().collect();
     let left_over = highest_generation(&*storage).map_err(in_directory)?;
     let orphans = settle(&*storage, &mut manifest, Leftovers::Remove).map_err(in_directory)?;
     manifest.hard.incarnation += 1;
@@ -188,6 +199,8 @@ pub fn open<S: Storage>(storage: Arc<S>, options: &Options, new_volume: &NewVolu
     let shared = Arc::new(Shared::new(Arc::clone(&storage), FileTable::empty(&manifest), generation, options));
     let (wal, mut recovered) = load(shared, manifest, options)?;
     recovered.report.orphans = orphans;
+    let kept = storage.list(ASIDE_DIR).map_err(in_directory)?.into_iter();
+    *wal.shared.put_aside() = kept.filter(|name| !kept_before.contains(name)).collect();
     tell(&recovered.report);
     Ok(Opened { reader: LogReader(Arc::clone(&wal.shared)), wal, recovered })
 }
@@ -225,7 +238,7 @@ fn tell(report: &RecoveryReport) {
     if let Some(first) = damage.first() {
         tracing::warn!(
             places = damage_total, file = first.file, offset = first.offset, reason = first.reason,
-            missing = ?missing, kept = ?salvage, "the log is damaged; the bad lines are in {}/", super::volume::QUARANTINE_DIR
+            missing = ?missing, kept = ?salvage, "the log is damaged; the bad lines are in {}/", QUARANTINE_DIR
         );
     }
     if let Some(TornTail { file, offset, bytes, saved_as }) = torn_tail {
@@ -242,7 +255,7 @@ pub(crate) fn load<S: Storage>(
     options: &Options,
 ) -> Result<(Wal<S>, Recovered), WalError> {
     let storage = &*shared.storage;
-    let sources = open_sources(storage, &manifest);
+    let sources = open_sources(storage, &manifest)?;
     let positions = positions(&manifest, Hint::load(storage));
     let found = scan::scan(&manifest, &sources, positions, (options.recovery_threads, options.hash_seed))?;
     if options.on_damage == OnDamage::Refuse && found.damage_total > 0 {
@@ -261,24 +274,30 @@ pub(crate) fn load<S: Storage>(
     ready(shared, mended, &sources, found, salvage, options)
 }
 
-fn open_sources<S: Storage>(storage: &S, manifest: &Manifest) -> Vec<Source<S::File>> {
-    let open = |name: &str, kind, seal| {
-        let file = storage.open(name).map(Arc::new);
+fn open_sources<S: Storage>(storage: &S, manifest: &Manifest) -> Result<Vec<Source<S::File>>, WalError> {
+    let open = |name: String, kind, seal| {
+        let file = storage.open(&name).map(Arc::new);
         let (file, bytes) = match file.and_then(|file| Ok((file.len()?, file))) {
             Ok((bytes, file)) => (Ok(file), bytes),
+            Err(error) if is_lack_of_means(&error) => return Err(WalError::Io { file: name, error }),
             Err(e) => (Err(e), 0),
         };
-        Source { file, kind, bytes, seal }
+        Ok(Source { file, kind, bytes, seal })
     };
-    let sealed = manifest.files.iter().map(|f| open(&f.name(), f.kind, Some((f.bytes, f.crc))));
-    let active = std::iter::once(open(&manifest.active.name(), FileKind::Log, None));
+    let sealed = manifest.files.iter().map(|f| open(f.name(), f.kind, Some((f.bytes, f.crc))));
+    let active = std::iter::once_with(|| open(manifest.active.name(), FileKind::Log, None));
     sealed.chain(active).collect()
 }
 
-/// Whether this member alone is the group, so that what it has is all there is.
+/// Whether this member alone is the group, so that what it has is all there is. As far as the manifest knows: the
+/// log may hold a newer configuration that was never acknowledged.
 fn is_group_of_one(manifest: &Manifest) -> bool {
-    let voters = &manifest.configuration.configuration.voters;
-    manifest.hard.cluster_id.is_some() && voters.len() == 1 && voters[0].member_id == manifest.hard.member_id
+    manifest.hard.cluster_id.is_some() && names_only(&manifest.configuration.configuration, manifest)
+}
+
+fn names_only(configuration: &Configuration, manifest: &Manifest) -> bool {
+    let voters = &configuration.voters;
+    voters.len() == 1 && voters[0].member_id == manifest.hard.member_id
 }
 
 fn positions(manifest: &Manifest, hint: Option<Hint>) -> Positions {
@@ -297,7 +316,7 @@ fn positions(manifest: &Manifest, hint: Option<Hint>) -> Positions {
 fn salvage_of(manifest: &Manifest, found: &Scan<'_>) -> Salvage {
     match found.damage_total {
         0 => Salvage::Undamaged,
-        _ if is_group_of_one(manifest) => Salvage::Everything,
+        _ if is_group_of_one(manifest) && !found.knows_others => Salvage::Everything,
         _ => Salvage::Prefix,
     }
 }

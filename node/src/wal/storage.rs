@@ -7,7 +7,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock, statvfs};
+use rustix::fs::{FlockOperation, StatVfsMountFlags, flock, statvfs};
 
 /// Name of the file whose lock says that the directory is in use.
 const LOCK_FILE: &str = "lock";
@@ -18,6 +18,8 @@ pub trait Storage: std::fmt::Debug + Send + Sync + 'static {
 
     /// Names of the files directly in `dir`, sorted; `""` is the data directory; empty when `dir` is absent.
     fn list(&self, dir: &str) -> io::Result<Vec<String>>;
+    /// Files directly in `dir` with their sizes in bytes, the oldest first; empty when `dir` is absent.
+    fn list_by_age(&self, dir: &str) -> io::Result<Vec<(String, u64)>>;
     /// Creates an empty file or empties the one there; creates the directory that it is in,
     /// durably.
     fn create(&self, name: &str) -> io::Result<Self::File>;
@@ -29,7 +31,7 @@ pub trait Storage: std::fmt::Debug + Send + Sync + 'static {
     fn remove(&self, name: &str) -> io::Result<()>;
     /// Makes creations, renames and removals in `dir` durable.
     fn sync_dir(&self, dir: &str) -> io::Result<()>;
-    /// Room left for this process.
+    /// Room left for this process; none on a volume that is read-only.
     fn available_bytes(&self) -> io::Result<u64>;
     /// What people call the file: for reports and `/segments`.
     fn path_of(&self, name: &str) -> String {
@@ -83,6 +85,13 @@ pub(crate) fn sync_dir<S: Storage>(storage: &S, dir: &str) -> io::Result<()> {
 pub(crate) fn is_full(error: &io::Error) -> bool {
     use io::ErrorKind::{PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
     matches!(error.kind(), StorageFull | QuotaExceeded | ReadOnlyFilesystem | PermissionDenied)
+}
+
+/// Whether an error says nothing of the file: the process or the machine has used up what it takes to open one.
+pub(crate) fn is_lack_of_means(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let lacks = [Errno::MFILE, Errno::NFILE, Errno::NOMEM].map(Errno::raw_os_error);
+    error.raw_os_error().is_some_and(|code| lacks.contains(&code))
 }
 
 /// A real directory. Whoever opened it for writing holds it alone until dropped.
@@ -158,6 +167,16 @@ impl Storage for FileStorage {
         Ok(names)
     }
 
+    fn list_by_age(&self, dir: &str) -> io::Result<Vec<(String, u64)>> {
+        let mut files = Vec::new();
+        for name in self.list(dir)? {
+            let metadata = fs::metadata(self.dir.join(dir).join(&name))?;
+            files.push((metadata.modified()?, name, metadata.len()));
+        }
+        files.sort();
+        Ok(files.into_iter().map(|(_, name, bytes)| (name, bytes)).collect())
+    }
+
     fn create(&self, name: &str) -> io::Result<File> {
         self.writable()?;
         let path = self.dir.join(name);
@@ -198,6 +217,9 @@ impl Storage for FileStorage {
 
     fn available_bytes(&self) -> io::Result<u64> {
         let stat = statvfs(&self.dir)?;
+        if stat.f_flag.contains(StatVfsMountFlags::RDONLY) {
+            return Ok(0);
+        }
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 

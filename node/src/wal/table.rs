@@ -3,7 +3,7 @@
 //! table; the writer puts a new one in its place.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use arc_swap::ArcSwap;
@@ -124,6 +124,10 @@ pub(crate) struct Shared<S: Storage> {
     /// The highest id that is durable here.
     pub(crate) durable: AtomicU64,
     pub(crate) suspects: Suspects,
+    /// There is too little room to write.
+    is_full: AtomicBool,
+    /// What this start has put into `aside/`: it stays while the process lives.
+    put_aside: Mutex<BTreeSet<String>>,
     staged: Mutex<Option<StagedSnapshot>>,
 }
 
@@ -139,8 +143,22 @@ impl<S: Storage> Shared<S> {
             limits,
             durable: AtomicU64::new(0),
             suspects: Suspects::default(),
+            is_full: AtomicBool::new(false),
+            put_aside: Mutex::default(),
             staged: Mutex::new(None),
         }
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.is_full.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_full(&self, is_full: bool) {
+        self.is_full.store(is_full, Ordering::Relaxed);
+    }
+
+    pub(crate) fn put_aside(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.put_aside.lock().expect("no code panics while it holds this lock")
     }
 
     pub(crate) fn set_durable(&self, durable: EntryId) {

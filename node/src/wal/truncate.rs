@@ -10,7 +10,7 @@ use super::manifest::{ActiveFile, FileKind, Manifest, SealedFile};
 use super::segment::{Extent, LogFile};
 use super::staging::Staging;
 use super::storage::Storage;
-use super::volume::save_aside;
+use super::volume::{ASIDE_DIR, drop_oldest, save_aside};
 use super::{Wal, WalError};
 
 impl<S: Storage> Wal<S> {
@@ -53,6 +53,8 @@ impl<S: Storage> Wal<S> {
             }
             writer.push(id, &line)?;
         }
+        let of_this_start = self.shared.put_aside().clone();
+        drop_oldest(storage, ASIDE_DIR, &of_this_start)?;
         let pieces = std::iter::once((&*file.file, writer.bytes()));
         let later = table.log[at + 1..].iter().map(|file| (&*file.file, 0));
         if !mutant::on(Mutant::CutWithoutSaving) {

@@ -1,7 +1,7 @@
 //! Housekeeping of the data directory around a change of the manifest: staged files get their names,
 //! what is not listed goes, what must be kept goes aside. Safe to repeat after a crash at any step.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::io;
 
 use super::manifest::{MANIFEST_TEMPORARY, Manifest};
@@ -16,6 +16,9 @@ const LOG_PREFIX: &str = "wal.log";
 /// In the names of staged files.
 const STAGED_MARK: &str = ".gen";
 const COPY_BYTES: usize = 1 << 20;
+/// What `aside/` and `quarantine/` keep, each: the oldest files go first.
+const KEPT_FILES_MAX: usize = 1000;
+const KEPT_BYTES_MAX: u64 = 256 << 20;
 
 /// Staged files that nobody lists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -136,6 +139,24 @@ pub(crate) fn save_aside<'f, S: Storage>(
     sync(&to)?;
     sync_dir(storage, ASIDE_DIR)?;
     Ok(saved_as)
+}
+
+/// Makes room in `aside/` or `quarantine/` before more is put there; `but` stays.
+pub(crate) fn drop_oldest<S: Storage>(storage: &S, dir: &str, but: &BTreeSet<String>) -> io::Result<()> {
+    let kept = storage.list_by_age(dir)?;
+    let (mut files, mut bytes) = (kept.len(), kept.iter().map(|(_, bytes)| bytes).sum::<u64>());
+    let mut dropped = 0;
+    for (name, size) in kept.iter().filter(|(name, _)| !but.contains(name)) {
+        if files <= KEPT_FILES_MAX && bytes <= KEPT_BYTES_MAX {
+            break;
+        }
+        storage.remove(&format!("{dir}/{name}"))?;
+        (files, bytes, dropped) = (files - 1, bytes - size, dropped + 1);
+    }
+    if dropped > 0 {
+        tracing::info!(dir, dropped, files, bytes, "dropped the oldest of what was kept for people to look at");
+    }
+    Ok(())
 }
 
 /// Keeps a bad line for people to look at. The name is the same each time, so repeating it is harmless.

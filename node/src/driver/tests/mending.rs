@@ -127,3 +127,65 @@ async fn what_nobody_holds_is_declared_and_learners_are_made_equal() {
         stop(node).await;
     }
 }
+
+/// Compacts what is sealed, and damages a line of what that has made; the horizon.
+async fn damage_the_base(leader: Handle, dir: &Path) -> EntryId {
+    let job = leader.compaction_job();
+    let compacted = tokio::task::spawn_blocking(move || job.run()).await.expect("no panic").expect("compacted");
+    assert!(compacted.segments_compacted > 0);
+    let (horizon, live) = (leader.reader().horizon(), leader.reader().segments()[0].path.clone());
+    stop(leader).await;
+    let mut contents = std::fs::read(&live).expect("a compacted segment");
+    contents[20] ^= 1;
+    std::fs::write(dir.join(live), contents).expect("writable");
+    horizon
+}
+
+#[tokio::test]
+async fn a_damaged_base_that_nobody_else_holds_is_declared_lost() {
+    let dirs = [tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory")];
+    let (leader, address) = founded_at(dirs[0].path()).await;
+    write_all(&leader).await;
+    let horizon = damage_the_base(leader, dirs[0].path()).await;
+
+    let leader = start_node_at(dirs[0].path(), "a", &address).await;
+    let missing: Vec<_> = leader.status_extra().recovery.missing.iter().map(|ids| (ids.first, ids.last)).collect();
+    assert_eq!(missing, [(EntryId(1), horizon)]);
+    leader.wait_view(soon(), |view| view.role == Role::Leader && view.caught_up).await.expect("leads");
+    assert_eq!(lost(&leader), missing);
+    assert_eq!(shown(&leader).iter().filter(|value| value.is_none()).count(), 1, "the rest is served");
+    let learner = start_node(dirs[1].path(), "b").await;
+    follow(&leader, &learner).await;
+    assert_eq!(shown(&learner), shown(&leader));
+    stop(leader).await;
+
+    let leader = start_node_at(dirs[0].path(), "a", &address).await;
+    let recovery = leader.status_extra().recovery;
+    assert_eq!((recovery.damage_total, recovery.missing.len()), (0, 0), "declared");
+    follow(&leader, &learner).await;
+    assert_eq!(shown(&learner), shown(&leader));
+    stop(leader).await;
+    stop(learner).await;
+}
+
+#[tokio::test]
+async fn a_damaged_base_is_not_declared_lost_while_a_learner_holds_what_it_made() {
+    let dirs = [tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory")];
+    let (leader, address) = founded_at(dirs[0].path()).await;
+    let learner = start_node(dirs[1].path(), "b").await;
+    follow(&leader, &learner).await;
+    write_all(&leader).await;
+    assert!(learner.wait_applied(EntryId(WRITES), soon()).await);
+    damage_the_base(leader, dirs[0].path()).await;
+
+    let leader = start_node_at(dirs[0].path(), "a", &address).await;
+    leader.wait_view(soon(), |view| view.role == Role::Leader && view.caught_up).await.expect("leads");
+    assert_eq!((lost(&leader).len(), leader.status_extra().recovery.missing.len()), (0, 1), "said, not declared");
+    assert_eq!(shown(&leader).iter().filter(|value| value.is_none()).count(), 1, "the rest is served");
+    follow(&leader, &learner).await;
+    assert!(shown(&learner).iter().all(Option::is_some), "the learner keeps what it has");
+    let id = write(&leader, "k", "1").await;
+    assert!(learner.wait_applied(id, soon()).await);
+    stop(leader).await;
+    stop(learner).await;
+}

@@ -1,5 +1,5 @@
 //! The committer's queue: operations in the order of their numbers, appends gathered into one, and
-//! beside them changed files to put in place.
+//! beside them changes of the log's files.
 
 use std::collections::VecDeque;
 use std::sync::mpsc::SyncSender;
@@ -27,6 +27,8 @@ pub(super) enum Change {
     Nothing {
         if_listed: SealedFile,
     },
+    /// The active segment is sealed, if there is too little room.
+    SealedWhenShort,
 }
 
 pub(super) struct Swap {

@@ -69,6 +69,55 @@ fn a_full_disk_is_reported_and_writes_come_back_by_themselves() {
 }
 
 #[test]
+fn a_volume_that_becomes_read_only_is_full_until_it_can_be_written_again() {
+    let storage = MemoryStorage::default();
+    let (mut wal, _) = start(&storage);
+    wal.append(&sets(1..=3), EntryId(3)).expect("append");
+    let reader = wal.reader();
+    // Of the second batch a part finds room, and cannot be cut back before the volume is writable again.
+    let used: usize = storage.names().iter().filter_map(|name| storage.contents(name)).map(|c| c.len()).sum();
+    for (seq, capacity) in [(1, None), (2, Some(used as u64 + 20))] {
+        let next_id = 3 + seq;
+        storage.set_capacity_bytes(capacity);
+        let full = wal.append(&sets(next_id..=next_id), EntryId(next_id));
+        assert_eq!(full.is_err(), capacity.is_some(), "{full:?}");
+    }
+    storage.set_read_only(true);
+    storage.set_capacity_bytes(None);
+    let (committer, events) = spawn(wal);
+    committer.submit(1, append(5..=30));
+    assert!(matches!(next(&events), CommitEvent::StorageFull(true)));
+    assert_eq!(reader.read_from(EntryId(1), usize::MAX).expect("reads go on"), sets(1..=4));
+    assert!(committer.handle().seal_when_short().is_err(), "refused, and nothing is broken by it");
+    storage.set_read_only(false);
+    assert!(matches!(next(&events), CommitEvent::Persisted { seq: 1, .. }));
+    assert!(matches!(next(&events), CommitEvent::StorageFull(false)));
+    let after = reopen(&storage.after_power_loss(Survives::Nothing)).expect("reopen");
+    assert_eq!((after.recovered.state.applied(), after.recovered.report.damage_total), (EntryId(30), 0));
+}
+
+#[test]
+fn with_too_little_room_the_active_segment_can_be_sealed_for_a_compaction() {
+    let storage = MemoryStorage::default();
+    let (mut wal, _) = start(&storage);
+    wal.append(&sets(1..=2), EntryId(2)).expect("append");
+    let reader = wal.reader();
+    let (committer, events) = spawn(wal);
+    let segments = |reader: &crate::wal::LogReader<MemoryStorage>| reader.segments().len();
+    committer.handle().seal_when_short().expect("nothing to do");
+    assert_eq!(segments(&reader), 1, "there is room");
+    reader.set_storage_limit_bytes(Some(1));
+    assert!(matches!(next(&events), CommitEvent::StorageFull(true)));
+    committer.handle().seal_when_short().expect("sealed");
+    committer.handle().seal_when_short().expect("nothing to do");
+    assert_eq!(segments(&reader), 2);
+    committer.submit(1, append(3..=3));
+    assert!(matches!(next(&events), CommitEvent::Persisted { seq: 1, .. }));
+    let after = reopen(&storage.after_power_loss(Survives::Nothing)).expect("reopen");
+    assert_eq!(after.recovered.state.applied(), EntryId(3));
+}
+
+#[test]
 fn a_failed_sync_ends_all_writing() {
     let storage = MemoryStorage::default();
     let (mut wal, hard) = start(&storage);

@@ -72,6 +72,8 @@ pub(super) struct Scan<'a> {
     pub(super) state: StateMachine,
     pub(super) epoch_runs: Vec<LogPosition>,
     pub(super) configurations: Vec<ConfigurationAt>,
+    /// A configuration in the log, though it was never acknowledged, names others than this member.
+    pub(super) knows_others: bool,
     pub(super) tail: Vec<Entry>,
     /// The next id of the log.
     pub(super) expected: EntryId,
@@ -130,6 +132,7 @@ impl<'a> Scan<'a> {
             state: StateMachine::new(&manifest.base, hash_seed),
             epoch_runs: Vec::new(),
             configurations: Vec::new(),
+            knows_others: false,
             tail: Vec::new(),
             expected: horizon.id.next(),
             last_epoch: horizon.epoch,
@@ -307,6 +310,7 @@ impl<'a> Scan<'a> {
         self.expected = entry.id.next();
         self.last_epoch = entry.epoch;
         self.last_line = Some(position);
+        self.note_others(&entry);
         if self.breach.is_some() {
             return;
         }
@@ -323,6 +327,18 @@ impl<'a> Scan<'a> {
             self.state.apply(&entry);
         } else {
             self.tail.push(entry);
+        }
+    }
+
+    /// From a configuration on that names others, what stands in this log is not committed by standing there.
+    fn note_others(&mut self, entry: &Entry) {
+        if let Body::Control(Control::Config(configuration)) = &entry.body
+            && entry.id > self.manifest.configuration.id
+            && !super::names_only(configuration, self.manifest)
+        {
+            self.knows_others = true;
+            let Positions { apply_to, committed, .. } = &mut self.positions;
+            *apply_to = (*apply_to).min(entry.id.prev().max(*committed));
         }
     }
 

@@ -379,38 +379,77 @@ fn long_lines_and_large_segments_are_recovered_on_many_threads() {
 }
 
 #[test]
-fn lines_that_a_learner_held_go_back_and_the_rest_is_declared_lost() {
-    let storage = volume(&[1], 20, 20);
-    storage.remove("wal.log.segment.2").expect("there");
-    storage.tamper("wal.log.segment.4", |contents| contents[10] ^= 1);
-    let Opened { mut wal, recovered, .. } = reopen(&storage).expect("reopen");
-    let missing = recovered.report.missing.clone();
-    assert_eq!(missing.len(), 2);
-    let (first, lost) = (missing[0].first.0, missing[1].first.0);
-    let learned: Vec<_> = (first..=missing[0].last.0).rev().map(set).collect();
-    let recovered = wal.close_gaps(recovered, learned).expect("mended");
-    assert_eq!(recovered.report.missing, [missing[1]]);
-    assert_eq!(recovered.state.applied(), EntryId(21), "a LOST entry at the end");
-    assert_eq!(wal.reader().read_from(EntryId(1), usize::MAX).expect("readable"), sets(1..=lost - 1));
-    assert!(recovered.hard.promise.epoch > Epoch(1));
-    wal.append(&[Entry::encode(EntryId(22), recovered.hard.promise.epoch, None, set(22).body)], EntryId(22))
-        .expect("goes on");
-    drop(wal);
-    let after = reopen(&storage.after_power_loss(Survives::Nothing)).expect("reopen").recovered;
-    assert!(!after.report.is_damaged() && after.report.missing.is_empty());
-    assert_eq!(after.state.applied(), EntryId(22));
+fn a_lack_of_file_descriptors_is_no_damage() {
+    let storage = volume(&[1, 2, 3], 20, 20);
+    storage.set_out_of_handles(true);
+    assert!(reopen(&storage).is_err());
+    storage.set_out_of_handles(false);
+    let opened = reopen(&storage).expect("reopen");
+    assert!(!opened.recovered.report.is_damaged() && opened.recovered.hard.quarantine.is_none());
+}
+
+/// The power fails between the sync of a CONFIG entry and the manifest that names it.
+#[test]
+fn what_follows_an_unacknowledged_configuration_of_two_is_not_taken_for_committed() {
+    let config = |id: u64| {
+        let configuration = Configuration::new(vec![member(1), member(2)]);
+        Entry::encode(EntryId(id), Epoch(1), Some(1), Body::Control(Control::Config(configuration)))
+    };
+    let roomy = Options { segment_bytes_max: 2000, ..options() };
+    let reopen = |storage: &MemoryStorage| open(Arc::new(storage.clone()), &roomy, &new_volume());
+    let before = volume(&[1], 4, 4);
+    let all: Vec<_> = [config(5), set(6), set(7)].into();
+    let cut_off = |calls: u64| {
+        let storage = before.after_kill();
+        let mut wal = reopen(&storage).expect("reopen").wal;
+        storage.power_fails_at(storage.calls() + calls);
+        let appended = wal.append(&all, EntryId(4));
+        (storage.after_power_loss(Survives::Nothing), appended.is_ok())
+    };
+    let mut in_between = None;
+    for calls in 0.. {
+        let (storage, is_acknowledged) = cut_off(calls);
+        let names_two = |storage: &MemoryStorage| {
+            let manifest = Manifest::load(storage).expect("readable").expect("there");
+            manifest.configuration.configuration.voters.len() == 2
+        };
+        let named_before = names_two(&storage);
+        let Opened { recovered, .. } = reopen(&storage).expect("reopen");
+        assert_eq!(recovered.state.applied(), EntryId(4), "power lost at call {calls}");
+        let tail: Vec<_> = recovered.tail.iter().map(|entry| entry.id.0).collect();
+        if !tail.is_empty() && !named_before {
+            assert_eq!(tail, [5, 6, 7]);
+            assert!(!recovered.is_alone() && names_two(&storage));
+            in_between = Some(calls);
+        }
+        if is_acknowledged {
+            break;
+        }
+    }
+    // With damage, too: what another member may hold is not for this one to declare lost.
+    let (storage, _) = cut_off(in_between.expect("such a moment"));
+    storage.tamper("wal.log.segment.1", |contents| contents[10] ^= 1);
+    let Opened { recovered, .. } = reopen(&storage).expect("reopen");
+    assert_eq!(recovered.report.salvage, Salvage::Prefix);
+    assert!(recovered.hard.quarantine.is_some() && recovered.gaps.is_empty());
 }
 
 #[test]
-fn with_every_line_back_nothing_is_lost() {
-    let storage = volume(&[1], 20, 20);
-    let digest = reopen(&storage).expect("reopen").recovered.state.digest();
-    storage.remove(&active_name(&storage)).expect("there");
-    storage.tamper("wal.log.segment.2", |contents| contents.truncate(40));
-    let Opened { mut wal, recovered, .. } = reopen(&storage).expect("reopen");
-    assert!(recovered.report.is_damaged());
-    let recovered = wal.close_gaps(recovered, sets(1..=30)).expect("mended");
-    assert_eq!((recovered.report.missing.len(), recovered.state.applied()), (0, EntryId(20)));
-    assert_eq!(recovered.state.digest(), digest);
-    assert_eq!(wal.reader().read_from(EntryId(1), usize::MAX).expect("readable"), sets(1..=20));
+fn what_is_kept_for_people_is_bounded_and_the_oldest_goes_first() {
+    let storage = volume(&[1, 2, 3], 20, 20);
+    for n in 0..1200 {
+        storage.create(&format!("aside/old.{}", 1200 - n)).expect("created");
+        storage.create(&format!("quarantine/old.{}", 1200 - n)).expect("created");
+    }
+    storage.tamper("wal.log.segment.2", |contents| contents[10] ^= 1);
+    let opened = reopen(&storage).expect("reopen");
+    assert!(opened.recovered.report.is_damaged());
+    let aside = storage.list("aside").expect("listed");
+    assert!(aside.contains(&"old.1".to_owned()) && !aside.contains(&"old.1200".to_owned()), "by age, not by name");
+    let of_this_start = aside.iter().filter(|name| !name.starts_with("old.")).count();
+    assert_eq!(aside.len(), 1000 + of_this_start);
+    assert!(of_this_start > 0, "the damaged segment is there");
+    let quarantined = storage.list("quarantine").expect("listed");
+    assert_eq!(quarantined.iter().filter(|name| name.starts_with("old.")).count(), 1000);
+    assert!(quarantined.len() > 1000, "and the bad line");
 }
