@@ -326,6 +326,19 @@ impl Storage for SimDisk {
         Ok(inside.map(|name| name.rsplit('/').next().expect("split gives one part").to_owned()).collect())
     }
 
+    fn list_by_age(&self, dir: &str) -> io::Result<Vec<(String, u64)>> {
+        let mut disk = self.lock();
+        disk.look()?;
+        let inside = disk.names.iter().filter(|(name, _)| directory_of(name) == dir);
+        let mut files: Vec<(u64, String)> = inside.map(|(name, inode)| (*inode, name.clone())).collect();
+        files.sort();
+        let sized = files.into_iter().map(|(inode, name)| {
+            let name = name.rsplit('/').next().expect("split gives one part").to_owned();
+            (name, disk.inodes[&inode].now.len() as u64)
+        });
+        Ok(sized.collect())
+    }
+
     fn create(&self, name: &str) -> io::Result<SimFile> {
         let mut disk = self.lock();
         disk.act_whole()?;

@@ -164,7 +164,9 @@ impl World {
             Note::Quarantined { .. } => Reached::StaleVolumeRefused,
             Note::Refilled => Reached::Refilled,
             Note::MemberReplaced { .. } => Reached::MemberReplaced,
-            Note::Campaigns { .. }
+            // Who steps down unheard is told to be deposed, too.
+            Note::Unheard { .. }
+            | Note::Campaigns { .. }
             | Note::Behind { .. }
             | Note::PeerDown(_)
             | Note::PeerHealthy(_)
