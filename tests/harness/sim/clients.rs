@@ -136,6 +136,7 @@ impl World {
         let node = self.draw_target();
         let route = self.next_number();
         let Some(call) = self.clients.calls.get_mut(&number) else { return };
+        call.is_open |= call.route != 0; // the attempt before is not answered yet, and may still take effect
         (call.attempt, call.route) = (call.attempt + 1, route);
         let attempt = call.attempt;
         if attempt > 1 && matches!(call.wish, Wish::Write(_)) {
