@@ -1,7 +1,6 @@
 //! `kv-node reset-identity`: makes a restored or copied data directory a new, empty member. What it
 //! held is set aside in a directory of its own, never deleted. Offline, under the directory's lock.
 
-use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,9 +8,8 @@ use std::sync::Arc;
 use kv_core::group::{MemberId, NodeName, Settings};
 
 use crate::driver::random_u64;
+use crate::wal::manifest::MANIFEST_FILE;
 use crate::wal::{self, FileStorage, Manifest, NewVolume, Options, Storage, StorageError, WalError};
-
-const MANIFEST_FILE: &str = "manifest.json";
 
 /// What was done; its `Display` is what the command prints.
 #[derive(Debug)]
@@ -43,20 +41,28 @@ pub fn run(data_dir: &Path, name: Option<NodeName>) -> Result<ResetReport, Reset
     if !data_dir.is_dir() {
         return Err(ResetError::Absent(data_dir.to_owned()));
     }
-    let storage = FileStorage::open(data_dir)?;
-    let files = storage.list("").map_err(|error| ResetError::Io { path: data_dir.to_owned(), error })?;
+    reset(Arc::new(FileStorage::open(data_dir)?), name, MemberId(random_u64()))
+}
+
+fn reset<S: Storage>(storage: Arc<S>, name: Option<NodeName>, member_id: MemberId) -> Result<ResetReport, ResetError> {
+    let files = storage.list("").map_err(failed(&*storage, ""))?;
     if files.is_empty() {
-        return Err(ResetError::Empty(data_dir.to_owned()));
+        return Err(ResetError::Empty(storage.path_of("").into()));
     }
-    let name = name.map_or_else(|| name_of(&storage), Ok)?;
-    let set_aside = set_files_aside(data_dir, &files)?;
-    let member_id = MemberId(random_u64());
+    let name = name.map_or_else(|| name_of(&*storage), Ok)?;
+    let set_aside = set_files_aside(&*storage, &files)?;
+    let set_aside = storage.path_of(&set_aside).into();
     let new_volume = NewVolume { name: name.clone(), member_id, settings: Settings::default() };
-    wal::open(Arc::new(storage), &Options::default(), &new_volume)?;
+    wal::open(storage, &Options::default(), &new_volume)?;
     Ok(ResetReport { name, member_id, set_aside, files: files.len() })
 }
 
-fn name_of(storage: &FileStorage) -> Result<NodeName, ResetError> {
+fn failed<S: Storage>(storage: &S, name: &str) -> impl Fn(io::Error) -> ResetError + use<S> {
+    let path = PathBuf::from(storage.path_of(name));
+    move |error| ResetError::Io { path: path.clone(), error }
+}
+
+fn name_of<S: Storage>(storage: &S) -> Result<NodeName, ResetError> {
     match Manifest::load(storage) {
         Ok(Some(manifest)) => Ok(manifest.hard.name),
         Ok(None) => Err(ResetError::NoName("it has no manifest".into())),
@@ -66,28 +72,28 @@ fn name_of(storage: &FileStorage) -> Result<NodeName, ResetError> {
 
 /// The manifest goes first: after a crash in between the directory is no data directory any more, no
 /// node starts on it, and the command can be run again.
-fn set_files_aside(data_dir: &Path, files: &[String]) -> Result<PathBuf, ResetError> {
-    let failed = |path: &Path| {
-        let path = path.to_owned();
-        move |error| ResetError::Io { path, error }
-    };
-    let set_aside = unused_directory(data_dir);
-    fs::create_dir(&set_aside).map_err(failed(&set_aside))?;
+fn set_files_aside<S: Storage>(storage: &S, files: &[String]) -> Result<String, ResetError> {
+    let set_aside = unused_directory(storage)?;
     let (manifest, others): (Vec<&String>, Vec<&String>) = files.iter().partition(|name| *name == MANIFEST_FILE);
     for group in [manifest, others] {
         for name in group {
-            fs::rename(data_dir.join(name), set_aside.join(name)).map_err(failed(&data_dir.join(name)))?;
+            storage.rename(name, &format!("{set_aside}/{name}")).map_err(failed(storage, name))?;
         }
-        for dir in [&set_aside, data_dir] {
-            File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed(dir))?;
+        for dir in [&*set_aside, ""] {
+            storage.sync_dir(dir).map_err(failed(storage, dir))?;
         }
     }
     Ok(set_aside)
 }
 
-fn unused_directory(data_dir: &Path) -> PathBuf {
-    let mut candidates = (1_u64..).map(|n| data_dir.join(format!("former-identity.{n}")));
-    candidates.find(|path| !path.exists()).expect("numbers do not run out")
+fn unused_directory<S: Storage>(storage: &S) -> Result<String, ResetError> {
+    for number in 1_u64.. {
+        let directory = format!("former-identity.{number}");
+        if storage.list(&directory).map_err(failed(storage, &directory))?.is_empty() {
+            return Ok(directory);
+        }
+    }
+    unreachable!("numbers do not run out")
 }
 
 impl std::fmt::Display for ResetReport {
@@ -97,3 +103,6 @@ impl std::fmt::Display for ResetReport {
         write!(f, "the {files} files of the former one are in {}", set_aside.display())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,7 +11,7 @@ mod change;
 pub mod committer;
 pub mod compaction;
 #[cfg(test)]
-mod crash_tests;
+pub(crate) mod crash_tests;
 mod hint;
 pub mod import;
 pub mod manifest;

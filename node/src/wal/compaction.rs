@@ -261,6 +261,4 @@ impl<S: Storage> Run<S> {
 }
 
 #[cfg(test)]
-mod crash_tests;
-#[cfg(test)]
 mod tests;

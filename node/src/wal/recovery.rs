@@ -6,7 +6,7 @@ mod blocks;
 mod mend;
 mod scan;
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -19,7 +19,7 @@ use kv_core::message::Promise;
 use kv_core::mutant::{self, Mutant};
 use kv_core::state_machine::StateMachine;
 
-use super::hint::Hint;
+use super::hint::{HINT_FILE, Hint};
 use super::manifest::{FileKind, Gap, Manifest};
 use super::reader::LogReader;
 use super::segment::LogFile;
@@ -225,6 +225,10 @@ fn create<S: Storage>(storage: &S, new_volume: &NewVolume) -> Result<Manifest, W
         committed: EntryId::ZERO,
     };
     let manifest = Manifest::new(hard, Base { settings, ..Base::default() });
+    // A hint that was left behind by a log that is gone would call this one cut off.
+    if Hint::load(storage).is_some() {
+        storage.remove(HINT_FILE).map_err(in_directory)?;
+    }
     storage.create(&manifest.active.name()).map_err(in_directory)?;
     sync_dir(storage, "").map_err(in_directory)?;
     manifest.store(storage).map_err(in_directory)?;

@@ -67,21 +67,36 @@ pub fn run(options: &RestoreOptions) -> Result<RestoreReport, RestoreError> {
     check(&options.snapshot)?;
     let group = NewGroup::mint(&options.member)?;
     let storage = Arc::new(FileStorage::open(&options.data_dir).map_err(NewVolumeError::Storage)?);
-    let Received { staged, counts } = take_in(&options.snapshot, &storage, &options.data_dir)?;
-    let StagedSnapshot { position, cluster_id: from, base, files, gaps, generation: _ } = staged;
+    write_volume(options, &group, &storage)
+}
+
+/// Takes the snapshot in and makes it the base and log of the new group.
+fn write_volume<S: Storage>(
+    options: &RestoreOptions,
+    group: &NewGroup,
+    storage: &Arc<S>,
+) -> Result<RestoreReport, RestoreError> {
+    let Received { staged, counts } = take_in(&options.snapshot, storage, &options.data_dir)?;
+    let (last_id, from_cluster_id) = (staged.position.id.0, staged.cluster_id.to_string());
+    found_of_snapshot(&**storage, group, staged)
+        .map_err(|error| NewVolumeError::Write { dir: options.data_dir.clone(), error })?;
+    Ok(RestoreReport {
+        lines: counts.history + counts.live + counts.sessions + counts.log,
+        last_id,
+        from_cluster_id,
+        cluster_id: group.cluster_id.to_string(),
+        member_id: group.member.member_id.to_string(),
+    })
+}
+
+pub(crate) fn found_of_snapshot<S: Storage>(storage: &S, group: &NewGroup, staged: StagedSnapshot) -> io::Result<()> {
+    let StagedSnapshot { position, cluster_id: _, base, files, gaps, generation: _ } = staged;
     // From the last id on: the CONFIG entries in the log are another group's.
     let configuration = ConfigurationAt { id: position.id, ..group.configuration() };
     let base = Base { configuration, ..base };
     let mut manifest = Manifest::new(group.hard_state(position.epoch, position.id), base);
     (manifest.files, manifest.gaps) = (files, gaps);
-    found(&*storage, manifest).map_err(|error| NewVolumeError::Write { dir: options.data_dir.clone(), error })?;
-    Ok(RestoreReport {
-        lines: counts.history + counts.live + counts.sessions + counts.log,
-        last_id: position.id.0,
-        from_cluster_id: from.to_string(),
-        cluster_id: group.cluster_id.to_string(),
-        member_id: group.member.member_id.to_string(),
-    })
+    found(storage, manifest)
 }
 
 /// Goes through the snapshot once, writing nothing.
@@ -115,3 +130,6 @@ fn each_chunk(path: &Path, visit: &mut dyn FnMut(&[u8]) -> Result<(), RestoreErr
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,12 +3,16 @@
 
 use kv_core::command::{Entity, Precondition};
 use kv_core::entry::{Body, Control};
-use kv_core::group::Settings;
+use kv_core::group::{Configuration, ConfigurationAt, Settings};
 use kv_core::state_machine::StateMachine;
 use proptest::prelude::*;
 
 use super::*;
-use crate::wal::test_log::{Log, delete, entries, plain, random_entries, set, settings, step};
+use crate::wal::crash_tests::live::history;
+use crate::wal::memory::{MemoryStorage, Survives};
+use crate::wal::recovery::Opened;
+use crate::wal::recovery::tests::{found, member, reopen};
+use crate::wal::test_log::{Applied, Log, delete, entries, plain, random_entries, set, settings, step};
 
 fn locators(machine: &StateMachine, name: &str) -> Vec<(u64, u64)> {
     let found = machine.keyspace().versions(name).found.expect("key exists");
@@ -151,4 +155,43 @@ proptest! {
             }
         }
     }
+}
+
+/// A founded log of thirty entries in memory, all applied.
+fn founded(storage: &MemoryStorage, voters: &[u64]) -> (Opened<MemoryStorage>, Arc<Applied>) {
+    let mut opened = reopen(storage).expect("new volume");
+    found(&mut opened.wal, &opened.recovered.hard, voters).expect("founded");
+    opened.wal.append(&history(30), EntryId(30)).expect("room");
+    let state = Applied::new(StateMachine::new(&Base::default(), 0));
+    state.apply(&history(30));
+    (opened, state)
+}
+
+#[test]
+fn a_full_disk_fails_a_compaction_and_leaves_room_and_log_as_they_were() {
+    let storage = MemoryStorage::default();
+    let (mut opened, state) = founded(&storage, &[1]);
+    let before = storage.list("").expect("readable");
+    storage.set_capacity_bytes(Some(opened.reader.disk_bytes() + 700));
+    compact(&opened.reader, &state).expect_err("no room for the new files");
+    assert_eq!(storage.list("").expect("readable"), before);
+    storage.set_capacity_bytes(None);
+    let compacted = compact(&opened.reader, &state).expect("room").expect("sealed segments");
+    opened.wal.swap_compacted(compacted).expect("swapped");
+    let after = reopen(&storage.after_power_loss(Survives::Nothing)).expect("intact").recovered;
+    let digest = state.machine.lock().expect("no panic").digest();
+    assert_eq!((after.state.applied(), after.state.digest()), (EntryId(30), digest));
+}
+
+#[test]
+fn a_configuration_recovered_by_hand_during_a_compaction_stays_in_force() {
+    let storage = MemoryStorage::default();
+    let (Opened { mut wal, reader, recovered }, state) = founded(&storage, &[1, 2, 3]);
+    let compacted = compact(&reader, &state).expect("readable").expect("sealed segments");
+    let alone = ConfigurationAt { id: EntryId(30), configuration: Configuration::new(vec![member(1)]) };
+    wal.recover(recovered.hard.clone(), alone.clone()).expect("recovered");
+    wal.swap_compacted(compacted).expect("swapped");
+    let opened = reopen(&storage).expect("intact");
+    assert_eq!(opened.recovered.base.configuration, alone);
+    assert!(opened.recovered.base.horizon.id > EntryId(20));
 }

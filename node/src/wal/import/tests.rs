@@ -1,6 +1,10 @@
 //! The import against the sample of the original and against every layout it ever had.
 
 use super::*;
+use crate::wal::crash_tests::enumerator::{Operation, at_least};
+use crate::wal::crash_tests::offline::NewVolumeJudge;
+use crate::wal::memory::MemoryStorage;
+use crate::wal::recovery::tests::reopen;
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name)
@@ -218,4 +222,25 @@ fn a_node_finds_the_sample_as_the_original_left_it() {
         }
     }
     assert!(!crate::wal::verify::run(&source.options.data_dir).expect("readable").is_damaged());
+}
+
+#[test]
+fn a_crash_anywhere_in_an_import_leaves_no_data_directory_or_the_whole_one() {
+    let source = source(&[("wal.log", TWO_SETS_AND_A_DELETE)]);
+    let ImportOptions { source: from, member, settings, .. } = &source.options;
+    let (keys, last_id) = collect(from, OnDamage::Stop, &mut ImportReport::default()).expect("intact");
+    let group = NewGroup::mint(member).expect("random numbers");
+    let write = |storage: &MemoryStorage| {
+        write_volume(storage, keys.clone(), last_id, &group, *settings, &mut ImportReport::default()).is_ok()
+    };
+    let whole = MemoryStorage::default();
+    assert!(write(&whole));
+    let judge = NewVolumeJudge::new(&group, reopen(&whole).expect("whole").recovered.state.digest());
+    let operation = Operation {
+        name: "import",
+        begin: &Default::default,
+        act: &|(), storage: &MemoryStorage| write(storage),
+        check: &|disk: &MemoryStorage, is_done: &bool, what: &str| judge.check(disk, *is_done, what),
+    };
+    operation.crash_everywhere().assert_at_least(at_least(15, 13, 350, 5), "import");
 }

@@ -8,7 +8,9 @@ use kv_core::entry::{Body, Control, Entry, EntryId, Epoch, seal_line};
 use kv_core::group::{ClusterId, Configuration, ConfigurationAt, MemberId, MemberInfo, NodeName, Settings};
 
 use super::{NewVolume, Opened, Salvage, open};
+use crate::wal::compaction::compact;
 use crate::wal::memory::{MemoryStorage, Survives};
+use crate::wal::test_log::Applied;
 use crate::wal::{Manifest, OnDamage, Options, Storage, StorageFile, Wal, WalError};
 
 pub(crate) const ME: MemberId = MemberId(1);
@@ -311,8 +313,10 @@ fn many_threads_recover_what_one_does() {
 /// Nine entries, of which those of the first segments are compacted.
 pub(crate) fn compacted(voters: &[u64]) -> MemoryStorage {
     let storage = volume(voters, 9, 9);
-    let mut wal = reopen(&storage).expect("reopen").wal;
-    let base = crate::wal::crash_tests::compact(&wal, 6).expect("compacted");
+    let Opened { mut wal, reader, recovered } = reopen(&storage).expect("reopen");
+    let state = Applied::new(recovered.state);
+    *state.limit.lock().expect("no panic") = EntryId(6);
+    let base = compact(&reader, &state).expect("readable").expect("sealed segments");
     wal.swap_compacted(base).expect("swapped");
     storage
 }

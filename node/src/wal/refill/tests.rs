@@ -1,15 +1,13 @@
 //! Logs with holes, and the power failing while they are filled.
 
-use std::sync::Arc;
-
 use kv_core::entry::{Entry, EntryId};
 
+use crate::wal::crash_tests::enumerator::{Operation, at_least};
 use crate::wal::memory::{MemoryStorage, Survives};
-use crate::wal::recovery::tests::{compacted, new_volume, options, reopen, set, sets, volume};
-use crate::wal::{IdRange, Opened, Salvage, Storage, WalError, open};
+use crate::wal::recovery::tests::{compacted, reopen, set, sets, volume};
+use crate::wal::{IdRange, Opened, Recovered, Salvage, Storage, WalError};
 
 const LAST: u64 = 20;
-const SURVIVALS: [Survives; 3] = [Survives::Nothing, Survives::Everything, Survives::Some(3)];
 
 /// A line in the middle is bad, whole segments and the last line are gone, the log was opened once since.
 fn holed() -> (MemoryStorage, Vec<IdRange>) {
@@ -102,22 +100,64 @@ fn what_was_not_found_stays_missing_and_what_is_held_stays_as_it_is() {
 fn a_crash_anywhere_in_a_refill_leaves_the_holes_or_fills_them() {
     let (holed, missing) = holed();
     let found = lines_of(&missing);
-    for call in 0.. {
-        let storage = holed.after_power_loss(Survives::Everything);
-        storage.power_fails_at(call);
-        let opened = open(Arc::new(storage.clone()), &options(), &new_volume());
-        let done = opened.and_then(|mut opened| refill(&mut opened, &found)).is_ok();
-        for survives in SURVIVALS {
-            let what = format!("call {call}, {survives:?}");
-            let mut after = reopen(&storage.after_power_loss(survives)).unwrap_or_else(|e| panic!("{what}: {e}"));
+    let operation = Operation {
+        name: "refill",
+        begin: &|| {
+            let storage = holed.after_kill();
+            let opened = reopen(&storage).expect("reopen");
+            storage.write_back();
+            (storage, opened)
+        },
+        act: &|mut opened: Opened<MemoryStorage>, _: &MemoryStorage| refill(&mut opened, &found).is_ok(),
+        check: &|disk: &MemoryStorage, is_done: &bool, what: &str| {
+            let mut after = reopen(disk).unwrap_or_else(|e| panic!("{what}: {e}"));
             assert!(!after.recovered.report.is_damaged(), "{what}: {:?}", after.recovered.report);
             let still_missing = after.recovered.undeclared();
-            assert!(still_missing.is_empty() || (still_missing == missing && !done), "{what}: {still_missing:?}");
+            assert!(still_missing.is_empty() || (still_missing == missing && !is_done), "{what}: {still_missing:?}");
             refill(&mut after, &lines_of(&still_missing)).unwrap_or_else(|e| panic!("{what}: {e}"));
-            assert_whole(&after, &what);
-        }
-        if done {
-            return;
+            assert_whole(&after, what);
+        },
+    };
+    let tried = operation.crash_everywhere();
+    tried.assert_at_least(at_least(25, 20, 850, 10), "refill");
+}
+
+/// What a start says that had to put damage right.
+fn mended(opened: &Opened<MemoryStorage>) -> impl PartialEq + std::fmt::Debug + use<> {
+    let Recovered { hard, state, tail, gaps, .. } = &opened.recovered;
+    let log = opened.reader.read_from(opened.reader.horizon().next(), usize::MAX).expect("readable");
+    let quarantine = hard.quarantine.as_ref().map(|quarantine| (quarantine.until, quarantine.may_vote));
+    (state.applied(), state.digest(), tail.clone(), gaps.clone(), log, quarantine)
+}
+
+#[test]
+fn a_crash_anywhere_in_putting_damage_right_keeps_the_same_and_misses_the_same() {
+    for voters in [&[1][..], &[1, 2, 3]] {
+        for file in ["wal.log.segment.1", "wal.log.segment.7"] {
+            let storage = volume(voters, LAST, LAST);
+            storage.write_back();
+            storage.tamper(file, |contents| contents[10] ^= 1);
+            let expected = mended(&reopen(&storage.after_kill()).expect("reopen"));
+            let operation = Operation {
+                name: &format!("mending {file} of {} voters", voters.len()),
+                begin: &|| (storage.after_kill(), ()),
+                act: &|(), storage: &MemoryStorage| drop(reopen(storage)),
+                check: &|disk: &MemoryStorage, (): &(), what: &str| {
+                    let after = reopen(disk).unwrap_or_else(|e| panic!("{what}: {e}"));
+                    assert!(mended(&after) == expected, "{what}: {:?}, not {expected:?}", mended(&after));
+                    let again =
+                        reopen(&disk.after_power_loss(Survives::Nothing)).unwrap_or_else(|e| panic!("{what}: {e}"));
+                    assert!(!again.recovered.report.is_damaged(), "{what}, again: {:?}", again.recovered.report);
+                    assert!(mended(&again) == expected, "{what}, again: {:?}", mended(&again));
+                    assert!(
+                        disk.names().iter().any(|name| name.starts_with("quarantine/")),
+                        "{what}: {:?}",
+                        disk.names()
+                    );
+                },
+            };
+            let tried = operation.crash_everywhere();
+            tried.assert_at_least(at_least(20, 18, 300, 9), operation.name);
         }
     }
 }
