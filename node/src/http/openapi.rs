@@ -25,6 +25,10 @@ use super::{App, cluster, compaction, deduplication, history, keys, probes, stat
         cluster::recover, cluster::tune,
         probes::livez, probes::readyz, probes::metrics,
     ),
+    // Named by answers and parameters alone, where they are not gathered from.
+    components(schemas(
+        ErrorDocument, VersionConflictDocument, OperationName, status::LeaderView, status::FollowerView,
+    )),
     modifiers(&Token, &CommonHeader),
     tags(
         (name = "keys", description = "Values, versions, history"),
@@ -465,4 +469,30 @@ pub(crate) enum DirectiveErrors {
     Unavailable(ErrorDocument),
     #[response(status = 507, description = "storage_full")]
     StorageFull(ErrorDocument),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn references(node: &Json) -> Vec<String> {
+        match node {
+            Json::Object(members) => {
+                let own = members.get("$ref").and_then(Json::as_str).map(str::to_owned);
+                own.into_iter().chain(members.values().flat_map(references)).collect()
+            }
+            Json::Array(items) => items.iter().flat_map(references).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    #[test]
+    fn every_reference_in_the_document_leads_somewhere() {
+        let document = serde_json::to_value(ApiDoc::openapi()).unwrap();
+        let all = references(&document);
+        assert!(all.len() > 100, "{}", all.len());
+        let missing: Vec<_> =
+            all.iter().filter(|name| document.pointer(name.trim_start_matches('#')).is_none()).collect();
+        assert!(missing.is_empty(), "{missing:?}");
+    }
 }
