@@ -7,7 +7,7 @@
 
 mod answer;
 mod auth;
-mod body;
+pub(crate) mod body;
 mod cluster;
 mod compaction;
 mod deduplication;

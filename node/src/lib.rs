@@ -15,6 +15,8 @@ pub mod compactor;
 pub mod config;
 pub mod dev;
 pub mod driver;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod http;
 pub mod metrics;
 pub mod reset_identity;

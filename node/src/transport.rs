@@ -31,7 +31,7 @@ mod accept;
 mod connection;
 mod counters;
 mod dial;
-mod frame;
+pub(crate) mod frame;
 mod handshake;
 mod outbox;
 mod peers;

@@ -17,13 +17,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::command::{Entity, Key, OperationKind, Precondition, RequestId, Value};
 use crate::group::{Configuration, FeatureLevel, MemberId, Settings};
+pub use line::{COUNTER_MAX, LineError, seal_line, verify_line};
 use line::{Cursor, LineWriter};
-pub use line::{LineError, seal_line, verify_line};
 
 /// The position of an entry in the log, and the `id` of the HTTP API. 0: before the first.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct EntryId(pub u64);
+pub struct EntryId(#[serde(deserialize_with = "line::counter")] pub u64);
 
 impl EntryId {
     pub const ZERO: Self = Self(0);
@@ -48,7 +48,7 @@ impl std::fmt::Display for EntryId {
 /// Raft's term. 0: before the first leader.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Epoch(pub u64);
+pub struct Epoch(#[serde(deserialize_with = "line::counter")] pub u64);
 
 impl std::fmt::Display for Epoch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -282,9 +282,9 @@ impl<'a> LineView<'a> {
     pub fn parse(line: &'a [u8]) -> Result<Self, LineError> {
         let mut cursor = Cursor { text: verify_line(line)?, at: 0 };
         cursor.need("{\"id\":")?;
-        let id = EntryId(cursor.number()?);
+        let id = EntryId(cursor.counter()?);
         cursor.need(",\"epoch\":")?;
-        let epoch = Epoch(cursor.number()?);
+        let epoch = Epoch(cursor.counter()?);
         cursor.need(",\"operation\":\"")?;
         let rest = &cursor.text[cursor.at..];
         let len = memchr::memchr(b'"', rest).ok_or(LineError::Malformed("operation does not end"))?;
@@ -300,13 +300,13 @@ impl<'a> LineView<'a> {
             operation,
             key,
             value: cursor.value()?,
-            version: cursor.optional_number(",\"version\":")?,
+            version: cursor.optional_counter(",\"version\":")?,
             precondition: Precondition {
                 version: cursor.optional_number(",\"if_version\":")?,
                 entity: cursor.entity()?,
             },
             request: cursor.request()?,
-            ts_ms: cursor.optional_number(",\"ts\":")?,
+            ts_ms: cursor.optional_counter(",\"ts\":")?,
         };
         cursor.end()?;
         Ok(view)
@@ -322,23 +322,30 @@ impl<'a> LineView<'a> {
                 key: self.valid_key()?,
                 precondition,
             }),
+            "DELETE" if self.version.is_some() || self.value != b"null" => {
+                Err(LineError::Malformed("DELETE with a value or a version"))
+            }
             "DELETE" => Ok(Body::Delete { request: self.request_id()?, key: self.valid_key()?, precondition }),
-            _ => self.control().map(Body::Control),
+            _ => self.control(line).map(Body::Control),
         }
     }
 
-    fn control(&self) -> Result<Control, LineError> {
-        fn payload<'v, T: Deserialize<'v>>(value: &'v [u8]) -> Result<T, LineError> {
-            serde_json::from_slice(value).map_err(|_| LineError::Malformed("payload of a control line"))
+    /// Whatever is not written again just as it is, a newer release may have written.
+    fn control(&self, line: &Bytes) -> Result<Control, LineError> {
+        fn payload<'v, T: Deserialize<'v>>(value: &'v [u8]) -> Option<T> {
+            serde_json::from_slice(value).ok()
         }
-        match self.operation {
+        let control = match self.operation {
             "EPOCH" => payload(self.value).map(|EpochPayload { leader }| Control::Epoch { leader }),
             "CONFIG" => payload(self.value).map(Control::Config),
             "SETTINGS" => payload(self.value).map(Control::Settings),
             "FEATURE" => payload(self.value).map(|FeaturePayload { feature_level }| Control::Feature(feature_level)),
             "LOST" => payload(self.value).map(|LostPayload { first, last }| Control::Lost { first, last }),
-            other => Err(LineError::UnknownOperation(other.to_owned())),
-        }
+            other => return Err(LineError::UnknownOperation(other.to_owned())),
+        };
+        let is_understood =
+            |c: &Control| encode_line(self.id, self.epoch, self.ts_ms, &Body::Control(c.clone())) == *line;
+        control.filter(is_understood).ok_or_else(|| LineError::UnknownPayload(self.operation.to_owned()))
     }
 
     fn valid_key(&self) -> Result<Key, LineError> {
@@ -441,5 +448,25 @@ mod tests {
         assert!(!error.is_damage());
         let newer = seal_line(br#"{"id":1,"epoch":1,"operation":"DELETE","key":"a","value":null,"ttl":5"#.to_vec());
         assert_eq!(Entry::decode(newer.into()), Err(LineError::UnknownMember("ttl".into())));
+        let newer =
+            br#"{"id":1,"epoch":1,"operation":"FEATURE","key":null,"value":{"feature_level":2,"until":3},"ts":1"#;
+        let error = Entry::decode(seal_line(newer.to_vec()).into()).expect_err("unknown member");
+        assert_eq!(error, LineError::UnknownPayload("FEATURE".into()));
+        assert!(!error.is_damage());
+    }
+
+    #[test]
+    fn a_line_that_this_encoding_would_not_write_is_refused() {
+        for open_line in [
+            r#"{"id":1,"epoch":1,"operation":"SET","key":"\u0061","value":1,"version":1"#,
+            "{\"id\":1,\"epoch\":1,\"operation\":\"SET\",\"key\":\"a\tb\",\"value\":1,\"version\":1",
+            r#"{"id":1,"epoch":1,"operation":"DELETE","key":"a","value":1"#,
+            r#"{"id":1,"epoch":1,"operation":"DELETE","key":"a","value":null,"version":1"#,
+            r#"{"id":18446744073709551615,"epoch":1,"operation":"DELETE","key":"a","value":null"#,
+            r#"{"id":1,"epoch":18446744073709551615,"operation":"DELETE","key":"a","value":null"#,
+        ] {
+            let error = Entry::decode(seal_line(open_line.as_bytes().to_vec()).into()).expect_err(open_line);
+            assert!(error.is_damage(), "{open_line}: {error}");
+        }
     }
 }

@@ -243,7 +243,7 @@ fn put_frame(out: &mut BytesMut, kind: u8, header: &impl Serialize, lines: &[Ent
 }
 
 /// Fills in the checksum of a payload that ends with its header.
-fn seal_header(payload: &mut [u8]) {
+pub(crate) fn seal_header(payload: &mut [u8]) {
     let (front, header) = payload.split_at_mut(1 + CHECKSUM_DIGITS);
     let digits = format!("{:08x}", checksum(front[0], header));
     front[1..].copy_from_slice(digits.as_bytes());

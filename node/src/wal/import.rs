@@ -113,6 +113,23 @@ pub fn run(options: &ImportOptions) -> Result<ImportReport, ImportError> {
     Ok(report)
 }
 
+/// As [`run`], of text: what cannot be imported is skipped. Returns the last id. For the fuzzer.
+pub(crate) fn import_bytes<S: Storage>(log: &[u8], storage: &S, member: &NewMember) -> io::Result<u64> {
+    let mut lines = Lines::default();
+    let parsed = log.split(|&byte| byte == b'\n').filter_map(|text| line::parse(text).ok());
+    parsed.for_each(|line| drop(lines.add(line)));
+    let last_id = lines.last_id();
+    let group = NewGroup::mint(member).map_err(io::Error::other)?;
+    let report = &mut ImportReport::default();
+    write_volume(storage, lines.replay(), last_id, &group, Settings::default(), report)?;
+    Ok(last_id.0)
+}
+
+/// What Python writes after it has read this; None: it is no object to it. For the fuzzer.
+pub(crate) fn python_text(text: &[u8]) -> Option<Vec<u8>> {
+    python::parse_object(text).ok().map(|members| python::dump_without(&members, ""))
+}
+
 /// The epoch that imported entries get; the group's own begin above it.
 const IMPORT_EPOCH: Epoch = Epoch(1);
 

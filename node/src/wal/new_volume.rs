@@ -84,7 +84,7 @@ pub(super) fn found<S: Storage>(storage: &S, mut manifest: Manifest) -> io::Resu
 
 impl NewGroup {
     /// Draws a cluster id and a member id.
-    pub(super) fn mint(member: &NewMember) -> Result<Self, NewVolumeError> {
+    pub(crate) fn mint(member: &NewMember) -> Result<Self, NewVolumeError> {
         let mut drawn = [0_u8; 24];
         getrandom::fill(&mut drawn).map_err(NewVolumeError::NoRandomness)?;
         let (member_id, cluster_id) = drawn.split_at(8);

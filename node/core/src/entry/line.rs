@@ -4,7 +4,8 @@
 
 use std::borrow::Cow;
 
-use serde::Serialize;
+use serde::de::{Deserializer, Error as _};
+use serde::{Deserialize, Serialize};
 
 use crate::command::string_end;
 use crate::mutant::{self, Mutant};
@@ -20,6 +21,8 @@ pub enum LineError {
     UnknownOperation(String),
     #[error("member {0:?} is not known to this release")]
     UnknownMember(String),
+    #[error("what this {0} line says is not known to this release")]
+    UnknownPayload(String),
 }
 
 impl LineError {
@@ -28,6 +31,17 @@ impl LineError {
         matches!(self, Self::Crc { .. } | Self::Malformed(_))
     }
 }
+
+/// Ids, epochs and versions are at most this, so that one more can always be counted.
+pub const COUNTER_MAX: u64 = u64::MAX >> 1;
+
+/// For [`serde`]: a number that is counted on from.
+pub(crate) fn counter<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    let n = u64::deserialize(deserializer)?;
+    if n <= COUNTER_MAX { Ok(n) } else { Err(D::Error::custom(TOO_HIGH)) }
+}
+
+const TOO_HIGH: &str = "a number is too high to count on from";
 
 /// Room for the fixed parts of a line: names, numbers and punctuation.
 const LINE_OVERHEAD_BYTES: usize = 160;
@@ -102,6 +116,8 @@ fn parse_u64(digits: &[u8]) -> Option<u64> {
     digits.iter().try_fold(0_u64, |n, &b| n.checked_mul(10)?.checked_add(u64::from(b.checked_sub(b'0')?)))
 }
 
+const NOT_CANONICAL: &str = "a string is not written as this encoding does";
+
 /// Reads the members of a line in their fixed order.
 pub(crate) struct Cursor<'a> {
     pub(crate) text: &'a [u8],
@@ -128,6 +144,16 @@ impl<'a> Cursor<'a> {
         parse_u64(&rest[..len]).ok_or(LineError::Malformed("a number is not canonical"))
     }
 
+    /// A number that is counted on from.
+    pub(crate) fn counter(&mut self) -> Result<u64, LineError> {
+        let n = self.number()?;
+        if n <= COUNTER_MAX { Ok(n) } else { Err(LineError::Malformed(TOO_HIGH)) }
+    }
+
+    pub(crate) fn optional_counter(&mut self, prefix: &str) -> Result<Option<u64>, LineError> {
+        if self.eat(prefix) { self.counter().map(Some) } else { Ok(None) }
+    }
+
     pub(crate) fn optional_number(&mut self, prefix: &str) -> Result<Option<u64>, LineError> {
         if self.eat(prefix) { self.number().map(Some) } else { Ok(None) }
     }
@@ -145,10 +171,15 @@ impl<'a> Cursor<'a> {
         }
         let quoted = self.span(string_end(self.text, self.at))?;
         if memchr::memchr(b'\\', quoted).is_some() {
-            let text = serde_json::from_slice(quoted).map_err(|_| LineError::Malformed("bad escape in a string"))?;
-            return Ok(Cow::Owned(text));
+            let text: String =
+                serde_json::from_slice(quoted).map_err(|_| LineError::Malformed("bad escape in a string"))?;
+            let is_canonical = serde_json::to_vec(&text).is_ok_and(|written| written == quoted);
+            return if is_canonical { Ok(Cow::Owned(text)) } else { Err(LineError::Malformed(NOT_CANONICAL)) };
         }
         let inner = &quoted[1..quoted.len() - 1];
+        if inner.iter().any(|&byte| byte < b' ') {
+            return Err(LineError::Malformed(NOT_CANONICAL));
+        }
         std::str::from_utf8(inner).map(Cow::Borrowed).map_err(|_| LineError::Malformed("a string is not UTF-8"))
     }
 

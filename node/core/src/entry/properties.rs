@@ -50,6 +50,10 @@ fn request() -> impl Strategy<Value = RequestId> {
     (text(256), text(256)).prop_map(|(client, request)| RequestId::new(&client, &request).unwrap())
 }
 
+fn counter() -> impl Strategy<Value = u64> {
+    0..=COUNTER_MAX
+}
+
 fn precondition() -> impl Strategy<Value = Precondition> {
     let entity = prop_oneof![
         Just(Entity::Any),
@@ -61,7 +65,7 @@ fn precondition() -> impl Strategy<Value = Precondition> {
 }
 
 fn body() -> impl Strategy<Value = Body> {
-    let set = (key(), value(), any::<u64>(), precondition(), prop::option::of(request())).prop_map(
+    let set = (key(), value(), counter(), precondition(), prop::option::of(request())).prop_map(
         |(key, value, version, precondition, request)| Body::Set { key, value, version, precondition, request },
     );
     let delete = (key(), precondition(), prop::option::of(request()))
@@ -72,19 +76,19 @@ fn body() -> impl Strategy<Value = Body> {
             Control::Settings(Settings { history_limit, dedup_expiry_seconds, dedup_limit })
         }),
         any::<u32>().prop_map(|level| Control::Feature(FeatureLevel(level))),
-        any::<(u64, u64)>().prop_map(|(a, b)| Control::Lost { first: EntryId(a), last: EntryId(b) }),
+        (counter(), counter()).prop_map(|(a, b)| Control::Lost { first: EntryId(a), last: EntryId(b) }),
     ];
     prop_oneof![4 => set, 2 => delete, 1 => control.prop_map(Body::Control)]
 }
 
 fn entry() -> impl Strategy<Value = Entry> {
-    (any::<u64>(), any::<u64>(), any::<Option<u64>>(), body())
+    (counter(), counter(), prop::option::of(counter()), body())
         .prop_map(|(id, epoch, ts_ms, body)| Entry::encode(EntryId(id), Epoch(epoch), ts_ms, body))
 }
 
 fn record() -> impl Strategy<Value = SessionRecord> {
     let operation = prop_oneof![Just(OperationKind::Set), Just(OperationKind::Delete)];
-    (request(), operation, any::<(u64, u64)>(), key(), any::<(u64, u64)>()).prop_map(
+    (request(), operation, (counter(), counter()), key(), (counter(), any::<u64>())).prop_map(
         |(request, operation, (id, ts_ms), key, (version, digest))| SessionRecord {
             request,
             operation,

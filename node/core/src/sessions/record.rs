@@ -100,9 +100,9 @@ impl SessionRecord {
     pub fn decode(line: &[u8]) -> Result<Self, LineError> {
         let mut cursor = Cursor { text: verify_line(line)?, at: 0 };
         cursor.need("{\"session\":")?;
-        let id = EntryId(cursor.number()?);
+        let id = EntryId(cursor.counter()?);
         cursor.need(",\"ts\":")?;
-        let ts_ms = cursor.number()?;
+        let ts_ms = cursor.counter()?;
         cursor.need(",\"operation\":")?;
         let operation = operation_named(&cursor.string()?)?;
         cursor.need(",\"client_id\":")?;
@@ -113,7 +113,7 @@ impl SessionRecord {
         cursor.need(",\"key\":")?;
         let key = Key::new(&cursor.string()?).map_err(|_| LineError::Malformed("key length"))?;
         cursor.need(",\"version\":")?;
-        let version = cursor.number()?;
+        let version = cursor.counter()?;
         cursor.need(",\"digest\":")?;
         let digest = parse_digest(&cursor.string()?)?;
         cursor.end()?;

@@ -37,7 +37,7 @@ pub(crate) fn all_messages() -> Vec<Message> {
             epoch,
             lead: Some(Lead { round, committed: EntryId(4) }),
             leader: Some(MemberId(u64::MAX)),
-            last: EntryId(u64::MAX),
+            last: EntryId(u64::MAX >> 1),
             durable: EntryId(2),
             applied: EntryId(1),
             storage_full: true,
@@ -214,7 +214,7 @@ fn what_is_no_message_is_refused_by_name() {
 
 fn any_append() -> impl Strategy<Value = Append> {
     let values = proptest::collection::vec("[a-z\\\\\"\u{e9}]{0,40}", 0..20);
-    (any::<u64>(), any::<u64>(), any::<u64>(), 1..u64::MAX - 100, values).prop_map(
+    (0..u64::MAX >> 1, any::<u64>(), 0..u64::MAX >> 1, 1..(u64::MAX >> 1) - 100, values).prop_map(
         |(epoch, round, committed, first, values)| Append {
             epoch: Epoch(epoch),
             round: Round(round),

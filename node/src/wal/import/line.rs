@@ -2,7 +2,7 @@
 //! releases before v1.5 no `version`; both are absent (or null) then. Called by the import.
 
 use kv_core::command::{Invalid, Key, VALUE_BYTES_CEILING, Value};
-use kv_core::entry::EntryId;
+use kv_core::entry::{COUNTER_MAX, EntryId};
 
 use super::python::{Malformed, Member, Members, PythonText, dump_without, parse_object};
 
@@ -59,12 +59,12 @@ impl From<Malformed> for BadLine {
 pub(super) fn parse(line: &[u8]) -> Result<PythonLine, BadLine> {
     let members = parse_object(line)?;
     let checked = check_crc(&members)?;
-    let id = number(&members, "id")?.filter(|&id| id > 0).ok_or(BadLine::Member("id"))?;
+    let id = counter(&members, "id")?.filter(|&id| id > 0).ok_or(BadLine::Member("id"))?;
     let operation = required(&members, "operation")?;
     let change = match operation.canonical.as_slice() {
         b"\"SET\"" => PythonChange::Set {
             value: value(&members, line)?,
-            version: number(&members, "version")?.filter(|&v| v > 0),
+            version: counter(&members, "version")?.filter(|&v| v > 0),
         },
         b"\"DELETE\"" => PythonChange::Delete,
         other => return Err(BadLine::Operation(String::from_utf8_lossy(other).into_owned())),
@@ -89,6 +89,14 @@ fn number(members: &Members, name: &'static str) -> Result<Option<u64>, BadLine>
             let text = std::str::from_utf8(digits).map_err(|_| BadLine::Member(name))?;
             text.parse().map(Some).map_err(|_| BadLine::Member(name))
         }
+    }
+}
+
+/// A number that this store goes on counting from.
+fn counter(members: &Members, name: &'static str) -> Result<Option<u64>, BadLine> {
+    match number(members, name)? {
+        Some(n) if n > COUNTER_MAX => Err(BadLine::Member(name)),
+        n => Ok(n),
     }
 }
 
@@ -141,6 +149,7 @@ mod tests {
     fn what_is_not_the_originals_is_named() {
         let table: &[(&str, BadLine)] = &[
             (r#"{"operation":"SET","key":"a","value":1}"#, BadLine::Member("id")),
+            (r#"{"id":18446744073709551615,"operation":"SET","key":"a","value":1}"#, BadLine::Member("id")),
             (r#"{"id":1.5,"operation":"SET","key":"a","value":1}"#, BadLine::Member("id")),
             (r#"{"id":1,"operation":"SET","value":1}"#, BadLine::Member("key")),
             (r#"{"id":1,"operation":"SET","key":"\ud800","value":1}"#, BadLine::Member("key")),
