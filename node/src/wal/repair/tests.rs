@@ -9,7 +9,8 @@ use kv_core::state_machine::StateMachine;
 
 use super::*;
 use crate::wal::compaction::compact;
-use crate::wal::memory::{MemoryStorage, Survives};
+use crate::wal::crash_tests::enumerator::{Operation, at_least};
+use crate::wal::memory::MemoryStorage;
 use crate::wal::recovery::tests::{found, reopen};
 use crate::wal::scrub::{Scrub, Step, look_at};
 use crate::wal::test_log::{Applied, random_entries};
@@ -198,35 +199,47 @@ fn a_file_that_was_replaced_meanwhile_stays_as_it_is() {
     assert!(member.scrub().is_empty());
 }
 
+/// A member with a sealed segment that a byte of was flipped, and the segment as it was.
+fn damaged_member() -> (Member, DamagedFile<crate::wal::memory::MemoryFile>, Vec<u8>) {
+    let member = Member::new();
+    member.storage.write_back();
+    let file = member.sealed().into_iter().find(|file| file.kind == FileKind::Log).expect("a sealed segment");
+    let intact = member.storage.contents(&file.name()).expect("listed");
+    member.storage.tamper(&file.name(), |contents| contents[30] ^= 1);
+    let damaged = look_at(&member.opened.reader, &file.name()).expect("damaged");
+    (member, damaged, intact)
+}
+
 #[test]
-fn a_power_failure_during_a_repair_leaves_the_damage_or_the_file() {
-    for survives in [Survives::Nothing, Survives::Everything, Survives::Some(1), Survives::Some(2)] {
-        for call in 1.. {
-            let mut member = Member::new();
-            let file = member.sealed().into_iter().find(|file| file.kind == FileKind::Log).expect("a sealed segment");
-            let intact = member.storage.contents(&file.name()).expect("listed");
-            member.storage.tamper(&file.name(), |contents| contents[30] ^= 1);
-            let bad = member.storage.contents(&file.name()).expect("listed");
-            let damaged = look_at(&member.opened.reader, &file.name()).expect("damaged");
-            let salvaged = salvage(&member.opened.reader, &file);
-            let before = member.storage.calls();
-            member.storage.power_fails_at(before + call);
+fn a_crash_anywhere_in_a_repair_leaves_the_damage_or_the_file() {
+    let (member, damaged, intact) = damaged_member();
+    let name = damaged.listed.name();
+    let bad = member.storage.contents(&name).expect("listed");
+    let operation = Operation {
+        name: "repair",
+        begin: &|| {
+            let (member, damaged, _) = damaged_member();
+            (member.storage.clone(), (member, damaged))
+        },
+        act: &|(mut member, damaged): (Member, DamagedFile<_>), storage: &MemoryStorage| {
+            let salvaged = salvage(&member.opened.reader, &damaged.listed);
             let lines = member.lines(FileKind::Log);
-            let _kept = keep_bad_lines(&member.storage, &damaged);
+            let _kept = keep_bad_lines(storage, &damaged);
             let rebuilt = rebuild(&member.opened.reader, &salvaged, &lines);
-            let swapped = rebuilt.map(|file| member.opened.wal.swap_repaired(file.expect("it is that file")));
-            let is_done = matches!(swapped, Ok(Ok(())));
-            let after = member.storage.after_power_loss(survives);
-            let contents = after.contents(&file.name()).expect("the name is always there");
-            assert!(contents == intact || (!is_done && contents == bad), "call {call}, {survives:?}");
-            let again = reopen(&after).expect("reopen");
-            assert_eq!(again.recovered.report.is_damaged(), contents == bad, "call {call}, {survives:?}");
-            assert!(after.names().iter().all(|name| !name.contains(".gen")), "{:?}", after.names());
-            if is_done {
-                break;
-            }
-        }
-    }
+            rebuilt.is_ok_and(|file| member.opened.wal.swap_repaired(file.expect("it is that file")).is_ok())
+        },
+        check: &|disk: &MemoryStorage, is_done: &bool, what: &str| {
+            let again = reopen(&disk.after_kill()).unwrap_or_else(|e| panic!("{what}: {e}"));
+            let settled = again.reader.storage();
+            let is_bad = again.recovered.report.is_damaged();
+            assert!(!(is_bad && *is_done), "{what}: {:?}", again.recovered.report);
+            // Of a damaged file recovery keeps the intact prefix, and the whole of it aside.
+            let found = if is_bad { disk.contents(&name) } else { settled.contents(&name) };
+            assert!(found.as_ref() == Some(if is_bad { &bad } else { &intact }), "{what}");
+            assert!(settled.names().iter().all(|name| !name.contains(".gen")), "{what}: {:?}", settled.names());
+        },
+    };
+    operation.crash_everywhere().assert_at_least(at_least(10, 10, 45, 4), "repair");
 }
 
 #[test]
