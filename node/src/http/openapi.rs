@@ -27,7 +27,8 @@ use super::{App, cluster, compaction, deduplication, history, keys, probes, stat
     ),
     // Named by answers and parameters alone, where they are not gathered from.
     components(schemas(
-        ErrorDocument, VersionConflictDocument, OperationName, status::LeaderView, status::FollowerView,
+        Consistency, ErrorDocument, VersionConflictDocument, OperationName, status::LeaderView,
+        status::FollowerView,
     )),
     modifiers(&Token, &CommonHeader),
     tags(
