@@ -126,7 +126,7 @@ pub(crate) struct PeerDocument {
 }
 
 /// Seconds; whole ones are shown without a fraction, as the original's setting is.
-#[derive(Debug, Serialize, utoipa::ToSchema)]
+#[derive(Debug, Serialize)]
 #[serde(untagged)]
 pub(crate) enum Seconds {
     Whole(u64),
@@ -148,6 +148,7 @@ fn seconds(ms: u64) -> f64 {
 pub(crate) struct LeaderView {
     leader: SelfDocument,
     followers: BTreeMap<String, PeerDocument>,
+    #[schema(value_type = f64)]
     heartbeat_interval: Seconds,
 }
 
@@ -159,6 +160,7 @@ pub(crate) struct FollowerView {
     leader: Option<PeerDocument>,
     /// The other members that it exchanges heartbeats with.
     followers: BTreeMap<String, PeerDocument>,
+    #[schema(value_type = f64)]
     heartbeat_interval: Seconds,
 }
 
