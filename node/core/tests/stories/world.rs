@@ -106,6 +106,18 @@ impl World {
             ["hold-disk", name] => drop(self.node(name).held.get_or_insert_default()),
             ["release-disk", name] => self.release(name, usize::MAX),
             ["release-some", name, ops] => self.release(name, ops.parse().expect("a number")),
+            ["lose-disk", name] => self.lose(name),
+            ["compact", name] => self.compact(name),
+            ["status"] => self.out += &self.describe(),
+            _ => self.upset(&words),
+        }
+        self.settle();
+        std::mem::take(&mut self.out)
+    }
+
+    /// What no cluster does by itself: volumes put back, lines that nobody sends, other releases.
+    fn upset(&mut self, words: &[&str]) {
+        match *words {
             ["copy-disk", from, to] => {
                 let disk = self.nodes[from].disk.clone();
                 self.bury(to, disk);
@@ -115,8 +127,6 @@ impl World {
                 let node = Node { disk, replica: None, start_id: 0, held: None, lead_at_start: false, staged: None };
                 self.nodes.insert(copy.into(), node);
             }
-            ["lose-disk", name] => self.lose(name),
-            ["compact", name] => self.compact(name),
             ["damaged", name] => self.step(name, Input::Damaged { reason: "damaged: a file".into() }),
             ["contradict", to, from, epoch, id] => {
                 let append = self.contradiction(to, from, Epoch(epoch.parse().expect("an epoch")), id);
@@ -129,11 +139,8 @@ impl World {
                 names.iter().for_each(|name| self.node(name).disk.base.feature_level = FeatureLevel(0));
             }
             ["feature-level", name] => self.show_feature_level(name),
-            ["status"] => self.out += &self.describe(),
-            _ => panic!("no such command: {line}"),
+            _ => panic!("no such command: {words:?}"),
         }
-        self.settle();
-        std::mem::take(&mut self.out)
     }
 
     fn node(&mut self, name: &str) -> &mut Node {

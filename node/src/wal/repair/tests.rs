@@ -146,7 +146,7 @@ fn a_cut_overwritten_or_lengthened_segment_is_found_and_repaired() {
         let mut member = Member::new();
         let file = member.sealed().into_iter().find(|file| file.kind == FileKind::Log).expect("a sealed segment");
         let intact = member.storage.contents(&file.name());
-        member.storage.tamper(&file.name(), |contents| tamper(contents));
+        member.storage.tamper(&file.name(), tamper);
         let damaged = member.scrub();
         assert_eq!(damaged.len(), 1);
         assert!(member.repair(&damaged[0]), "{damaged:?}");
