@@ -9,8 +9,10 @@ use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use kv_core::command::Invalid;
 use kv_core::contract::Refusal;
+use kv_core::entry::EntryId;
 use serde::Serialize;
 
+use super::answer;
 use crate::driver::CallError;
 
 /// The stable code of an error, for clients to branch on.
@@ -121,6 +123,8 @@ pub(crate) struct Failure(Box<Inner>);
 struct Inner {
     code: Code,
     document: Document,
+    /// What the answer is true at; None: it says nothing of the state.
+    at: Option<EntryId>,
 }
 
 impl Failure {
@@ -129,7 +133,13 @@ impl Failure {
     }
 
     fn of(code: Code, document: Document) -> Self {
-        Self(Box::new(Inner { code, document }))
+        Self(Box::new(Inner { code, document, at: None }))
+    }
+
+    /// Says what the answer is true at, as [`answer::at`] does: a later id could be that of the key's creation.
+    pub(crate) fn at(mut self, id: EntryId) -> Self {
+        self.0.at = Some(id);
+        self
     }
 
     /// 422 that names the member: `place` is "body", "query", "path" or "header".
@@ -243,7 +253,7 @@ impl From<Invalid> for Failure {
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        let Inner { code, document } = *self.0;
+        let Inner { code, document, at } = *self.0;
         let (status, name) = code.row();
         let body = serde_json::to_vec(&document).expect("error documents are plain structs");
         let mut response = Response::new(Body::from(body));
@@ -254,14 +264,16 @@ impl IntoResponse for Failure {
         if let Some((header, value)) = code.extra_header() {
             headers.insert(header, value);
         }
-        response
+        match at {
+            Some(id) => answer::at(response, id),
+            None => response,
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use http_body_util::BodyExt;
-    use kv_core::entry::EntryId;
     use kv_core::group::{ClusterId, MemberId, NodeName};
 
     use super::*;

@@ -35,9 +35,9 @@ const REPAIR_PATIENCE: Duration = Duration::from_secs(3);
 
 /// The value of one version, current or earlier.
 pub(crate) async fn read_version(handle: &Handle, key: &str, version: u64) -> Result<Shown, Failure> {
-    let absent = || not_available(version);
     for _ in 0..ATTEMPTS_MAX {
         let Read { at, found } = handle.keyspace().versions(key);
+        let absent = || not_available(version).at(at);
         let Versions { current, earlier } = found.ok_or_else(absent)?;
         if current.version == version {
             let body = answer::value_body(key, &current.value, version);
@@ -117,7 +117,8 @@ pub(crate) async fn history(State(app): State<App>, request: Request<Body>) -> R
     }
     for _ in 0..ATTEMPTS_MAX {
         let Read { at, found } = handle.keyspace().versions(&key);
-        let story = Story::new(handle.clone(), &key, found.ok_or_else(Failure::key_not_found)?);
+        let versions = found.ok_or_else(|| Failure::key_not_found().at(at))?;
+        let story = Story::new(handle.clone(), &key, versions);
         if let Some(body) = story.tell().await? {
             return Ok(answer::at(answer::json(body), at));
         }
@@ -240,7 +241,7 @@ pub(crate) async fn versions(State(app): State<App>, request: Request<Body>) -> 
         return Ok(response);
     }
     let Read { at, found } = handle.keyspace().versions(&key);
-    let versions = found.ok_or_else(Failure::key_not_found)?;
+    let versions = found.ok_or_else(|| Failure::key_not_found().at(at))?;
     let mut w = versions_opening(&key, &versions);
     w.raw(b",\"latest_version\":").number(versions.current.version).raw(b"}");
     Ok(answer::at(answer::json(w.take()), at))

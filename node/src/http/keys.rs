@@ -97,16 +97,16 @@ impl ReadQuery {
 
 async fn read(handle: &Handle, key: &str, version: Option<u64>) -> Result<Shown, Failure> {
     match version {
-        None => read_current(&handle.keyspace(), key).ok_or_else(Failure::key_not_found),
+        None => read_current(&handle.keyspace(), key),
         Some(version) => history::read_version(handle, key, version).await,
     }
 }
 
-fn read_current(keyspace: &Keyspace, key: &str) -> Option<Shown> {
+fn read_current(keyspace: &Keyspace, key: &str) -> Result<Shown, Failure> {
     let Read { at, found } = keyspace.get(key);
-    let current = found?;
+    let current = found.ok_or_else(|| Failure::key_not_found().at(at))?;
     let body = answer::value_body(key, &current.value, current.version);
-    Some(Shown { at, id: current.id, body })
+    Ok(Shown { at, id: current.id, body })
 }
 
 fn show(parts: &Parts, shown: Shown) -> Response {

@@ -1,5 +1,8 @@
 //! The page "Keys".
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use kv_tests::{Node, Site};
 use serde_json::json;
 
 use super::on_any_node;
@@ -214,4 +217,35 @@ async fn waiting_for_an_id_that_does_not_come_ends_in_a_timeout() {
     let answer = node.get("/key/a?min_id=1000000").await;
     assert_eq!(answer.header("x-kv-error"), Some("timeout"), "{answer}");
     assert!([503, 504].contains(&answer.status), "{answer}");
+}
+
+/// Reads of the key until the writer is done: the id shown, and whether the key was there.
+async fn watch(node: &Node, writing: &AtomicBool) -> Vec<(u64, bool)> {
+    let mut seen = Vec::new();
+    while writing.load(Ordering::Relaxed) {
+        let answer = node.get("/key/a").await;
+        seen.push((answer.kv_id(), answer.status == 200));
+    }
+    seen
+}
+
+#[tokio::test]
+async fn the_id_of_an_answer_is_one_at_which_it_is_true() {
+    let node = Site::new().node("leader", 0).fast().start().await;
+    let writing = AtomicBool::new(true);
+    let write = async {
+        let mut changes = vec![(0, false)];
+        for _ in 0..400 {
+            changes.push((node.put("a", "1").await.ok().kv_id(), true));
+            changes.push((node.delete("/key/a").await.ok().kv_id(), false));
+        }
+        writing.store(false, Ordering::Relaxed);
+        changes
+    };
+    let watchers = futures::future::join_all((0..6).map(|_| watch(&node, &writing)));
+    let (changes, seen) = tokio::join!(write, watchers);
+    for (id, there) in seen.into_iter().flatten() {
+        let last = changes[changes.partition_point(|(changed, _)| *changed <= id) - 1];
+        assert_eq!(there, last.1, "at id {id}, after the change at {}", last.0);
+    }
 }
