@@ -36,7 +36,12 @@ impl ClusterSpec {
 
     pub async fn start(self) -> Cluster {
         let site = Site::new();
-        let specs: Vec<NodeSpec> = (0..self.size).map(|index| site.node(&member_name(index), index)).collect();
+        let specs = (0..self.size).map(|index| site.node(&member_name(index), index)).collect();
+        self.start_as(site, specs).await
+    }
+
+    /// Starts these nodes as the group; the first one leads first.
+    pub async fn start_as(self, site: Site, specs: Vec<NodeSpec>) -> Cluster {
         let file = write_cluster_file(&site, &specs, self.failover);
         let nodes = specs.into_iter().map(|spec| {
             let spec = spec.fast().arg("--cluster", file.display());
@@ -50,7 +55,8 @@ impl ClusterSpec {
     }
 }
 
-fn member_name(index: u16) -> String {
+/// How the documents name the nodes of a group.
+pub fn member_name(index: u16) -> String {
     if index == 0 { "leader".to_owned() } else { format!("follower-{index}") }
 }
 

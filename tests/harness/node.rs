@@ -35,6 +35,7 @@ pub struct NodeSpec {
     pub name: String,
     pub client_port: u16,
     pub peer_port: u16,
+    peer_gate: Option<u16>,
     pub data_dir: PathBuf,
     log_path: PathBuf,
     args: Vec<String>,
@@ -50,6 +51,7 @@ impl NodeSpec {
             name: name.to_owned(),
             client_port: FIRST_CLIENT_PORT + index,
             peer_port: FIRST_PEER_PORT + index,
+            peer_gate: None,
             data_dir,
             log_path,
             args: Vec::new(),
@@ -90,8 +92,18 @@ impl NodeSpec {
         format!("http://{}:{}", self.site.host(), self.client_port)
     }
 
+    /// Where peers reach it.
     pub fn peer_url(&self) -> String {
-        format!("http://{}:{}", self.site.host(), self.peer_port)
+        let port = self.peer_gate.unwrap_or(self.peer_port);
+        format!("http://{}:{port}", self.site.host())
+    }
+
+    /// Peers are told this port, behind which somebody passes on to the node's own.
+    #[must_use]
+    pub fn behind(mut self, peer_gate: u16) -> Self {
+        self.peer_gate = Some(peer_gate);
+        let peer_url = self.peer_url();
+        self.arg("--peer-url", peer_url)
     }
 
     /// Starts the process and does not wait for anything.
@@ -165,6 +177,11 @@ impl Node {
 
     pub fn log(&self) -> String {
         std::fs::read(&self.spec.log_path).map(|log| String::from_utf8_lossy(&log).into_owned()).unwrap_or_default()
+    }
+
+    /// The WARN and ERROR lines so far that were not allowed.
+    pub fn unexpected_lines(&self) -> Vec<String> {
+        log_lines::unexpected(&self.log(), &self.allowed).into_iter().map(str::to_owned).collect()
     }
 
     pub fn pid(&self) -> Option<u32> {

@@ -34,8 +34,17 @@ struct Inner {
 impl Site {
     #[expect(clippy::new_without_default, reason = "it takes an address and a directory")]
     pub fn new() -> Self {
+        Self::in_dir(tempfile::Builder::new().prefix("kv-").tempdir())
+    }
+
+    /// A site whose directory stays when it ends; who asked for it removes it.
+    pub fn kept() -> Self {
+        Self::in_dir(tempfile::Builder::new().prefix("kv-").disable_cleanup(true).tempdir())
+    }
+
+    fn in_dir(dir: std::io::Result<tempfile::TempDir>) -> Self {
         let (host, reservation) = reserve();
-        let dir = tempfile::Builder::new().prefix("kv-").tempdir().expect("a temporary directory");
+        let dir = dir.expect("a temporary directory");
         let client = reqwest::Client::builder()
             .timeout(REQUEST_TIMEOUT)
             .no_proxy()

@@ -38,6 +38,12 @@ where
     }
 }
 
+/// Lets time pass, for what is paced by time itself: a fault that lasts, a link that delays. Never to wait
+/// for a condition.
+pub async fn pass(duration: Duration) {
+    tokio::time::sleep(duration).await;
+}
+
 /// A short pause between attempts of a client that retries.
 pub(crate) async fn back_off() {
     tokio::time::sleep(POLL).await;

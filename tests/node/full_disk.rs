@@ -1,10 +1,7 @@
 //! A full disk: writes are refused with 507 before anything is proposed, reads go on, and writes come
 //! back by themselves.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
-
-use kv_tests::{Answer, ClusterSpec, Node, Site, wait_until};
+use kv_tests::{Answer, ClusterSpec, Node, Site, SmallVolume, wait_until};
 
 /// Values that fill a small volume quickly.
 const VALUE_BYTES: usize = 64 * 1024;
@@ -14,31 +11,8 @@ fn large_value() -> String {
 }
 
 /// Over the node's reserve, with room for some 8 MiB of values.
-const VOLUME: &str = "size=40m";
-const GROWN: &str = "remount,size=200m";
-
-/// A small file system in memory, unmounted with its value.
-struct SmallVolume(PathBuf);
-
-impl SmallVolume {
-    /// None when this process may not mount.
-    fn mount(path: PathBuf) -> Option<Self> {
-        std::fs::create_dir(&path).unwrap();
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", VOLUME, "tmpfs"]).arg(&path).output();
-        mounted.is_ok_and(|o| o.status.success()).then_some(Self(path))
-    }
-
-    fn remount(&self, options: &str) {
-        let done = Command::new("mount").args(["-o", options]).arg(&self.0).status();
-        assert!(done.unwrap().success());
-    }
-}
-
-impl Drop for SmallVolume {
-    fn drop(&mut self) {
-        Command::new("umount").arg("-l").arg(&self.0).status().ok();
-    }
-}
+const VOLUME_MEGABYTES: u32 = 40;
+const GROWN_MEGABYTES: u32 = 200;
 
 /// Writes until the node refuses; the refusal.
 async fn fill(node: &Node) -> Answer {
@@ -58,18 +32,18 @@ async fn writes_come_back(node: &Node) {
 #[tokio::test]
 async fn a_full_volume_refuses_writes_and_comes_back() {
     let site = Site::new();
-    let Some(volume) = SmallVolume::mount(site.path("volume")) else {
+    let Some(volume) = SmallVolume::mount(site.path("volume"), VOLUME_MEGABYTES) else {
         eprintln!("SKIPPED: mounting a small volume needs root; the test with --storage-limit stands in for it");
         return;
     };
-    let mut node = site.node("leader", 0).fast().data_dir(volume.0.join("data")).start().await;
+    let mut node = site.node("leader", 0).fast().data_dir(volume.path().join("data")).start().await;
     node.allow("");
     node.put("small", "1").await.ok();
     fill(&node).await.is_error(507, "storage_full");
     node.get("/key/small").await.is(200, r#"{"key":"small","value":1,"version":1}"#);
     node.get("/key/large-0").await.ok();
     assert_eq!(node.put("more", &large_value()).await.status, 507);
-    volume.remount(GROWN);
+    volume.grow(GROWN_MEGABYTES);
     writes_come_back(&node).await;
     node.put("more", &large_value()).await.ok();
     node.kill();
@@ -78,7 +52,7 @@ async fn a_full_volume_refuses_writes_and_comes_back() {
     node.get("/key/more").await.ok();
     all_acknowledged(&node).await;
     drop(node);
-    let _: &Path = &volume.0;
+    drop(volume);
 }
 
 /// What [`fill`] was answered 200 for is there.
@@ -125,21 +99,21 @@ async fn deletes_alone_bring_a_full_node_back() {
 #[tokio::test]
 async fn a_read_only_volume_is_refused_with_a_clear_message_and_taken_once_it_is_writable() {
     let site = Site::new();
-    let Some(volume) = SmallVolume::mount(site.path("volume")) else {
+    let Some(volume) = SmallVolume::mount(site.path("volume"), VOLUME_MEGABYTES) else {
         eprintln!(
             "SKIPPED: mounting a small volume needs root; the log's own tests have a volume that becomes read-only"
         );
         return;
     };
-    let spec = site.node("leader", 0).fast().data_dir(volume.0.join("data"));
+    let spec = site.node("leader", 0).fast().data_dir(volume.path().join("data"));
     let mut node = spec.clone().start().await;
     node.put("small", "1").await.ok();
     assert!(node.stop().await.status.success());
-    volume.remount("remount,ro");
+    volume.remount("ro");
     let exit = spec.refused().await;
     assert!(!exit.status.success());
     assert!(exit.log.contains("data directory") && exit.log.contains("Read-only file system"), "{}", exit.log);
-    volume.remount("remount,rw");
+    volume.remount("rw");
     node.allow("");
     node.start_again().await;
     node.get("/key/small").await.ok();
