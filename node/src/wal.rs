@@ -16,6 +16,7 @@ mod hint;
 pub mod import;
 pub mod manifest;
 pub mod memory;
+mod names;
 pub mod new_volume;
 pub mod reader;
 pub mod recovery;

@@ -4,10 +4,13 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use kv_tests::{Cluster, ClusterSpec, Load, Node, kv_node, wait_until};
+use kv_tests::{Cluster, ClusterSpec, Load, Node, Site, kv_node, wait_until};
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 
 /// Longer than any repair, hand-over and election.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -48,10 +51,14 @@ async fn write(cluster: &Cluster, numbers: std::ops::Range<u64>) {
     }
 }
 
+fn manifest(node: &Node) -> Value {
+    let text = std::fs::read_to_string(node.spec.data_dir.join("manifest.json")).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
 /// Names of the sealed files of a kind, as the manifest lists them.
 fn sealed(node: &Node, kind: &str) -> Vec<String> {
-    let text = std::fs::read_to_string(node.spec.data_dir.join("manifest.json")).unwrap();
-    let manifest: Value = serde_json::from_str(&text).unwrap();
+    let manifest = manifest(node);
     let files = manifest["files"].as_array().unwrap().iter().filter(|file| file["kind"] == kind);
     let word = if ["log", "live"].contains(&kind) { "segment" } else { kind };
     files.map(|file| format!("wal.log.{word}.{}", file["number"])).collect()
@@ -193,6 +200,65 @@ async fn files_removed_from_a_running_node_come_back() {
     all_equal(&cluster).await;
 }
 
+/// Reads histories without pause until it is stopped: each answer is right or says that there is none now.
+fn watch(cluster: &Cluster, stop: &Arc<AtomicBool>) -> JoinSet<u64> {
+    let mut readers = JoinSet::new();
+    for url in cluster.urls() {
+        let (client, stop, histories) = (cluster.site.client().clone(), Arc::clone(stop), expected(80));
+        readers.spawn(async move {
+            let mut right = 0;
+            while !stop.load(Ordering::Relaxed) {
+                for (path, whole) in &histories {
+                    let Ok(answer) = client.get(format!("{url}{path}")).send().await else { continue };
+                    let status = answer.status();
+                    let Ok(text) = answer.text().await else { continue };
+                    assert!(status == 200 || status == 503, "{url}{path}: {status} {text}");
+                    if status == 200 {
+                        assert_eq!(text, *whole, "{url}{path}");
+                        right += 1;
+                    }
+                }
+            }
+            right
+        });
+    }
+    readers
+}
+
+#[tokio::test]
+async fn damage_everywhere_under_load_leads_to_no_wrong_answer() {
+    let cluster = written(spec(true)).await;
+    let load = Load::start(&cluster.site, &cluster.urls(), 4, PATIENCE);
+    let stop = Arc::new(AtomicBool::new(false));
+    let readers = watch(&cluster, &stop);
+    let mut found = [0; 3];
+    for round in 0..12_u64 {
+        load.progress(10).await;
+        // Two members at once, and the third stays whole: a majority of the volumes survives.
+        for victim in [round % 3, (round + 1) % 3] {
+            let node = &cluster.nodes[victim as usize];
+            let files = sealed(node, KINDS[(round + victim) as usize % KINDS.len()]);
+            let Some(name) = files.get(place(round) as usize % files.len().max(1)) else { continue };
+            match place(round + victim) % 4 {
+                0 => std::fs::remove_file(node.spec.data_dir.join(name)).unwrap(),
+                _ => flip(&node.spec.data_dir, name, place(round * 3 + victim)),
+            }
+        }
+        for victim in [round % 3, (round + 1) % 3] {
+            found[victim as usize] = repaired(&cluster.nodes[victim as usize], found[victim as usize]).await;
+        }
+    }
+    let report = load.stop().await;
+    stop.store(true, Ordering::Relaxed);
+    assert!(readers.join_all().await.into_iter().all(|right| right > 0));
+    report.nothing_lost();
+    all_equal(&cluster).await;
+    for node in &cluster.nodes {
+        report.check(node).await;
+        whole_on_disk(node);
+    }
+}
+
 #[tokio::test]
 async fn what_no_line_can_repair_a_snapshot_replaces() {
     let cluster = written(spec(true)).await;
@@ -298,6 +364,32 @@ async fn a_stopped_node_s_damage_of_any_kind_is_repaired_when_it_starts() {
 }
 
 #[tokio::test]
+async fn a_group_that_was_stopped_as_a_whole_repairs_a_damaged_member_when_it_starts() {
+    let mut cluster = written(spec(true)).await;
+    for (round, kind) in KINDS.into_iter().enumerate() {
+        for node in &mut cluster.nodes {
+            node.kill();
+        }
+        let victim = round % 3;
+        if let Some(name) = sealed(&cluster.nodes[victim], kind).first() {
+            flip(&cluster.nodes[victim].spec.data_dir, name, place(round as u64));
+        }
+        for node in &mut cluster.nodes {
+            node.spawn_again();
+        }
+        for node in &mut cluster.nodes {
+            node.wait_ready().await;
+        }
+        // What the next start will know: two members in quarantine would wait for each other.
+        wait_until("the refill is remembered", PATIENCE_SECONDS, || async {
+            manifest(&cluster.nodes[victim])["hard"]["quarantine"].is_null()
+        })
+        .await;
+        all_equal(&cluster).await;
+    }
+}
+
+#[tokio::test]
 async fn an_emptied_volume_is_filled_again_under_load() {
     let mut cluster = written(spec(true)).await;
     let load = Load::start(&cluster.site, &cluster.urls(), 4, PATIENCE);
@@ -323,4 +415,99 @@ async fn an_emptied_volume_is_filled_again_under_load() {
     for node in &cluster.nodes {
         report.check(node).await;
     }
+}
+
+#[tokio::test]
+async fn a_directory_emptied_under_a_running_node_is_filled_by_it() {
+    let mut cluster = written(spec(true)).await;
+    let victim = (cluster.leader().await + 1) % 3;
+    let dir = cluster.nodes[victim].spec.data_dir.clone();
+    for entry in std::fs::read_dir(&dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_file() {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+    wait_until("all that the manifest lists is back", PATIENCE_SECONDS, || async {
+        dir.join("manifest.json").exists()
+            && KINDS.iter().all(|kind| sealed(&cluster.nodes[victim], kind).iter().all(|name| dir.join(name).exists()))
+            && corruption(&cluster.nodes[victim]).await["unrepaired"] == json!([])
+    })
+    .await;
+    whole_on_disk(&cluster.nodes[victim]);
+    let member_id = cluster.nodes[victim].status().await["member_id"].clone();
+    cluster.nodes[victim].kill();
+    cluster.nodes[victim].start_again().await;
+    assert_eq!(cluster.nodes[victim].status().await["member_id"], member_id);
+    assert_eq!(corruption(&cluster.nodes[victim]).await["damaged_places"], 0);
+    all_equal(&cluster).await;
+}
+
+#[tokio::test]
+async fn the_same_line_bad_on_two_nodes_is_taken_from_the_third() {
+    let cluster = written(spec(false)).await;
+    let leader = cluster.leader().await;
+    let name = sealed(&cluster.nodes[leader], "log")[0].clone();
+    let victims = [leader, (leader + 1) % 3];
+    for victim in victims {
+        flip(&cluster.nodes[victim].spec.data_dir, &name, 30);
+    }
+    for victim in victims {
+        assert_eq!(histories(&cluster.nodes[(victim + 2) % 3]).await, expected(80));
+        wait_until("a read has it repaired", PATIENCE_SECONDS, || async {
+            for path in expected(80).keys() {
+                cluster.nodes[victim].get(path).await;
+            }
+            let report = corruption(&cluster.nodes[victim]).await;
+            report["damaged_places"].as_u64() > Some(0) && report["unrepaired"] == json!([])
+        })
+        .await;
+        whole_on_disk(&cluster.nodes[victim]);
+    }
+    all_equal(&cluster).await;
+}
+
+/// A group of one with four versions of each of its keys in sealed segments.
+async fn alone(site: &Site) -> Node {
+    let spec = site.node("leader", 0).fast().arg("--max-segment-size", 600).arg("--scrub-interval", "0.2");
+    let mut node = spec.start().await;
+    node.allow("");
+    for n in 0..4 * KEYS {
+        node.put(&format!("key-{}", n % KEYS), &n.to_string()).await.ok();
+    }
+    node
+}
+
+#[tokio::test]
+async fn a_running_group_of_one_takes_its_lines_from_a_learner() {
+    let site = Site::new();
+    let leader = alone(&site).await;
+    let learner = site.node("follower-1", 1).fast().arg("--leader-url", leader.url()).start().await;
+    learner.wait_applied(leader.applied_id().await).await;
+    let mut found = 0;
+    for (n, name) in sealed(&leader, "log").iter().take(3).enumerate() {
+        flip(&leader.spec.data_dir, name, place(n as u64));
+        found = repaired(&leader, found).await;
+    }
+    whole_on_disk(&leader);
+    assert_eq!(histories(&leader).await, histories(&learner).await);
+}
+
+#[tokio::test]
+async fn a_group_of_one_without_a_learner_serves_what_it_has_and_tells_what_it_lacks() {
+    let site = Site::new();
+    let mut node = alone(&site).await;
+    let name = sealed(&node, "log")[0].clone();
+    flip(&node.spec.data_dir, &name, 30);
+    wait_until("it is told", PATIENCE_SECONDS, || async { corruption(&node).await["unrepaired"] == json!([name]) })
+        .await;
+    for key in 0..KEYS {
+        let whole = format!(r#"{{"key":"key-{key}","value":{},"version":4}}"#, 3 * KEYS + key);
+        node.get(&format!("/key/key-{key}")).await.is(200, &whole);
+    }
+    node.get("/key/key-0?version=1").await.is_error(503, "not_ready");
+    assert!(node.stop().await.status.success());
+    node.start_again().await;
+    assert_ne!(corruption(&node).await["missing"], json!([]), "the next start declares the line lost");
+    node.put("key-0", "1").await.ok();
 }

@@ -61,7 +61,7 @@ pub(crate) fn start(fetch: Fetch, reader: LogReader<FileStorage>, finished: mpsc
 }
 
 fn unreadable(fetch: Fetch, error: &dyn std::fmt::Display) -> Vec<Entry> {
-    tracing::error!(peer = %fetch.peer, from = %fetch.from, %error, "cannot read the log for a peer");
+    tracing::info!(peer = %fetch.peer, from = %fetch.from, %error, "cannot read the log for a peer");
     Vec::new()
 }
 

@@ -55,7 +55,7 @@ impl Driver {
                     transport.send(to, Message::Lines { first, last, compacted, entries });
                 }
                 // No answer: an empty one would say that nothing is held.
-                Err(error) => tracing::warn!(%error, %first, "cannot read lines that a damaged node asks for"),
+                Err(error) => tracing::info!(%error, %first, "cannot read lines that a damaged node asks for"),
             }
         });
     }

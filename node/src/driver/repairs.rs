@@ -1,7 +1,7 @@
 //! Damage at rest on a running node: found by reads that went wrong, or by the scrub that goes through all
 //! sealed files once a day. It is told once, the bad lines are kept, and the file is made again byte for
-//! byte: from this node's own bytes, else from lines of the present leader; a leader hands over first. What
-//! cannot be made again, a snapshot replaces. A task of its own; never blocks the driver.
+//! byte: from this node's own bytes, else from lines of the present leader or others; a leader hands over first.
+//! What cannot be made again, a snapshot replaces. A task of its own; never blocks the driver.
 
 mod asking;
 
@@ -177,6 +177,10 @@ impl Repairs {
         let scrub = pass.scrub.take();
         if scrub.is_none() {
             pass.began = Instant::now();
+            let committer = self.published.committer.clone();
+            if let Err(error) = blocking(move || committer.reassert_names()).await {
+                tracing::info!(error, "the names of the log's files could not be looked after");
+            }
         }
         let (scrub, step) = blocking(move || {
             let mut scrub = scrub.unwrap_or_else(|| Scrub::new(&reader));
@@ -260,15 +264,18 @@ impl Repairs {
             return Outcome::Repaired;
         }
         self.step_down().await;
-        let mut all_asked = true;
-        if file.listed.kind != FileKind::Sessions {
-            let found;
-            (found, all_asked) = self.ask_for_lines(&salvaged.holes).await;
-            if self.put_back(&salvaged, found).await {
-                return Outcome::Repaired;
+        let leader = self.leader();
+        let mut is_answered = file.listed.kind == FileKind::Sessions;
+        if !is_answered {
+            let mut found = Found::new();
+            for member in self.lenders(leader) {
+                is_answered |= self.ask(member, &salvaged.holes, &mut found).await && leader == Some(member);
+                if self.put_back(&salvaged, found.clone()).await {
+                    return Outcome::Repaired;
+                }
             }
         }
-        if all_asked && let Some(calls) = self.calls.upgrade() {
+        if is_answered && let Some(calls) = self.calls.upgrade() {
             let first = file.damage.first().expect("damage has a place");
             let reason = format!("damaged: {}: {}", first.file, first.reason);
             let _stopped = calls.send(Call::Damaged { reason }).await;

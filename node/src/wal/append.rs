@@ -177,7 +177,7 @@ impl<S: Storage> Wal<S> {
     }
 
     /// Seals the active segment, all of which is durable, and begins the next.
-    fn roll(&mut self) -> Result<(), WalError> {
+    pub(super) fn roll(&mut self) -> Result<(), WalError> {
         self.cut_back()?;
         let number = self.manifest.active.number + 1;
         let name = file_name(FileKind::Log, number);

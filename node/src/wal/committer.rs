@@ -102,6 +102,11 @@ impl CommitterHandle {
         self.swap(Change::Repaired(repaired))
     }
 
+    /// Puts back the manifest, the hint and the active segment when they are gone. Blocks.
+    pub fn reassert_names(&self) -> Result<(), String> {
+        self.swap(Change::Names)
+    }
+
     /// Whether the log lists this very file, between two changes of its files. Blocks.
     pub fn lists(&self, file: SealedFile) -> bool {
         self.swap(Change::Nothing { if_listed: file }).is_ok()
@@ -116,6 +121,12 @@ impl CommitterHandle {
         let (answer, answered) = std::sync::mpsc::sync_channel(1);
         self.0.push_swap(Swap { change, answer });
         answered.recv().unwrap_or_else(|_| Err("the log is closed".to_owned()))
+    }
+}
+
+fn warn_of(gone: &[String]) {
+    if !gone.is_empty() {
+        tracing::warn!(files = ?gone, "files of the running log were gone or damaged: put back");
     }
 }
 
@@ -196,6 +207,7 @@ impl<S: Storage, E: FnMut(CommitEvent)> Loop<S, E> {
                 swapped.map(|()| (self.events)(CommitEvent::Compacted { base, outcome }))
             }
             Change::Repaired(file) => self.wal.swap_repaired(file),
+            Change::Names => self.wal.reassert_names().map(|gone| warn_of(&gone)),
             Change::Nothing { if_listed } if self.wal.lists(&if_listed) => Ok(()),
             Change::Nothing { if_listed } => Err(WalError::Rule(format!("{} is not listed", if_listed.name()))),
             Change::SealedWhenShort => self.wal.seal_when_short(),

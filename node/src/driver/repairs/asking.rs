@@ -1,6 +1,5 @@
-//! Asking other members for the lines of a damaged file: the present leader, or whoever is known while
-//! this node leads or nobody does. One question at a time; whether the answers are right, the file's
-//! checksum says.
+//! Asking other members for the lines of a damaged file: the present leader, then all others that are known.
+//! One question at a time; whether the answers are right, the file's checksum says.
 
 use std::time::Duration;
 
@@ -23,34 +22,30 @@ const REPEATS_MAX: usize = 6;
 const FOUND_BYTES_MAX: usize = 64 << 20;
 
 impl Repairs {
-    /// What others hold of these ids, and whether whoever was asked has answered.
-    pub(super) async fn ask_for_lines(&mut self, holes: &[Hole]) -> (Found, bool) {
-        let (mut found, mut all_asked) = (Found::new(), true);
-        for member in self.lenders() {
-            all_asked &= self.ask_member(member, holes, &mut found).await;
-        }
-        (found, all_asked)
+    /// None: this node leads, or nobody is known to.
+    pub(super) fn leader(&self) -> Option<MemberId> {
+        let me = self.published.hello.load().member_id;
+        self.published.view().leader.filter(|leader| *leader != me)
     }
 
-    fn lenders(&self) -> Vec<MemberId> {
+    /// The leader first: the others may be unreachable, or behind.
+    pub(super) fn lenders(&self, leader: Option<MemberId>) -> Vec<MemberId> {
         let (view, me) = (self.published.view(), self.published.hello.load().member_id);
-        match view.leader.filter(|leader| *leader != me) {
-            Some(leader) => vec![leader],
-            None => view.urls.keys().copied().filter(|member| *member != me).collect(),
-        }
+        let others = view.urls.keys().copied().filter(|member| *member != me && Some(*member) != leader);
+        leader.into_iter().chain(others).collect()
     }
 
-    /// False: no answer.
-    async fn ask_member(&mut self, member: MemberId, holes: &[Hole], found: &mut Found) -> bool {
+    /// Adds what the member holds of these ids. False: it did not answer every question.
+    pub(super) async fn ask(&mut self, member: MemberId, holes: &[Hole], found: &mut Found) -> bool {
         for hole in holes {
-            if !self.ask(member, hole, found).await {
+            if !self.ask_for(member, hole, found).await {
                 return false;
             }
         }
         true
     }
 
-    async fn ask(&mut self, member: MemberId, hole: &Hole, found: &mut Found) -> bool {
+    async fn ask_for(&mut self, member: MemberId, hole: &Hole, found: &mut Found) -> bool {
         let last = hole.ids.last;
         let mut first = hole.ids.first;
         let mut unanswered = 0;

@@ -23,6 +23,8 @@ pub(super) enum Change {
     Compacted(Box<CompactedBase>),
     /// Staged.
     Repaired(SealedFile),
+    /// What is missing of the log's own names is put back.
+    Names,
     /// Refused unless this file is listed.
     Nothing {
         if_listed: SealedFile,
