@@ -153,7 +153,7 @@ mutants! {
     QuarantinedCampaigns,
     /// A quarantined member serves nothing.
     QuarantinedServes,
-    /// A quarantine ends only when all that the leader had when it was asked is held and applied.
+    /// A quarantine ends only when all that the leader had when it was asked is held.
     EndQuarantineEarly,
     /// A quarantine is remembered across restarts.
     ForgetQuarantineAtRestart,

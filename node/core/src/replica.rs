@@ -85,7 +85,9 @@ pub struct Replica {
     installing: bool,
     /// The last append that came meanwhile. Dropped, it would be asked for again only after a second.
     waiting_append: Option<(MemberId, Append)>,
-    /// Damage at rest that the leader's snapshot is to replace, whatever matches.
+    /// Damage at rest that the leader was told of; nothing has changed yet.
+    damage_told: Option<String>,
+    /// The leader's snapshot is to replace damage at rest, whatever matches.
     needs_snapshot: bool,
     stopped: bool,
     random: SplitMix,
@@ -236,6 +238,7 @@ impl Replica {
             catch_up_to: None,
             installing: false,
             waiting_append: None,
+            damage_told: None,
             needs_snapshot: false,
             stopped: false,
             random: SplitMix(seed),
@@ -368,7 +371,7 @@ impl Replica {
             Message::Stale { seen, reason } => self.on_stale(now, from, seen, &reason),
             Message::Show { hello, answer } => self.on_show(from, *hello, answer),
             Message::RefillRequest { epoch } => self.on_refill_request(from, epoch),
-            Message::RefillAnswer { epoch, until } => self.on_refill_answer(from, epoch, until),
+            Message::RefillAnswer { epoch, until } => self.on_refill_answer(now, from, epoch, until),
             // Asked by the node around a damaged group of one; the log itself answers (driver).
             Message::LinesRequest { .. } | Message::Lines { .. } => {}
         }

@@ -207,3 +207,9 @@ fn an_acknowledged_write_survives_whatever_happens() {
     let first = std::env::var("CHANCE_FIRST").ok().and_then(|n| n.parse().ok()).unwrap_or(0);
     (first..first + seeds).for_each(run);
 }
+
+/// It left the quorum for a snapshot, and then a volume was lost: nobody could confirm what it asked.
+#[test]
+fn a_member_that_left_for_a_snapshot_comes_back_when_it_is_needed() {
+    run(5131);
+}

@@ -5,25 +5,43 @@
 use super::persist::Then;
 use super::{Replica, Role};
 use crate::contract::{Note, Now, Quarantine};
+use crate::entry::EntryId;
 use crate::message::{AppendResult, Message, Round};
 use crate::quorum;
 use crate::status::Health;
 
 impl Replica {
+    /// Up to where it must be refilled, the leader says first, while this member still counts: so that it can
+    /// come back also when the group cannot confirm a leader without it any more.
     pub(super) fn on_damaged(&mut self, now: Now, reason: String) {
-        let follows = matches!(self.role, Role::Follower(_)) && self.leader_is_alive(now);
-        if !follows || self.needs_snapshot || self.installing || !self.is_dispensable(now) {
+        if !self.may_be_replaced(now) {
             return;
         }
-        self.needs_snapshot = true;
-        if self.hard.quarantine.is_none() {
-            self.note(Note::Quarantined { reason: reason.clone() });
-            // The snapshot may end below what was acknowledged.
-            self.hard.quarantine = Some(Quarantine { reason, until: None, may_vote: false });
-            self.persist_state();
+        if self.hard.quarantine.is_some() {
+            self.needs_snapshot = true;
+            return self.ask_for_snapshot();
         }
-        self.ask_for_refill();
+        self.damage_told = Some(reason);
+        if let Some(leader) = self.leader {
+            let epoch = self.epoch();
+            self.send(leader, Message::RefillRequest { epoch });
+        }
+    }
+
+    /// The leader has said up to where, and was confirmed.
+    pub(super) fn leave_for_snapshot(&mut self, now: Now, until: EntryId) {
+        let Some(reason) = self.damage_told.take().filter(|_| self.may_be_replaced(now)) else { return };
+        self.needs_snapshot = true;
+        self.note(Note::Quarantined { reason: reason.clone() });
+        // The snapshot may end below what was acknowledged.
+        self.hard.quarantine = Some(Quarantine { reason, until: Some(until), may_vote: false });
+        self.persist_state();
         self.ask_for_snapshot();
+    }
+
+    fn may_be_replaced(&self, now: Now) -> bool {
+        let follows = matches!(self.role, Role::Follower(_)) && self.leader_is_alive(now);
+        follows && !self.needs_snapshot && !self.installing && self.is_dispensable(now)
     }
 
     /// The other voters can commit without this member.

@@ -216,19 +216,27 @@ impl Replica {
         }
     }
 
-    pub(super) fn on_refill_answer(&mut self, from: MemberId, epoch: Epoch, until: EntryId) {
+    pub(super) fn on_refill_answer(&mut self, now: Now, from: MemberId, epoch: Epoch, until: EntryId) {
         let current = epoch == self.epoch() && (self.leader == Some(from) || mutant::on(Mutant::RefillFromFollower));
-        if let Some(quarantine) = self.hard.quarantine.as_mut().filter(|q| current && q.until.is_none()) {
-            quarantine.until = Some(until);
-            self.persist_state();
+        match &mut self.hard.quarantine {
+            Some(quarantine) if current && quarantine.until.is_none() => {
+                quarantine.until = Some(until);
+                self.persist_state();
+            }
+            None if current => self.leave_for_snapshot(now, until),
+            _ => {}
         }
     }
 
-    /// The member holds, durably and applied, all that the leader had when it was asked.
+    /// The member holds, durably and matched with the present leader, all that the leader had when it was asked.
+    /// Whether it is committed does not matter: committing it may need this member.
     pub(super) fn finish_refill(&mut self) {
-        let applied = self.applied();
+        let held = match &self.role {
+            Role::Follower(follower) => follower.matched.min(self.persist.durable()),
+            Role::Candidate(_) | Role::Leader(_) => self.applied(),
+        };
         let until = self.hard.quarantine.as_ref().and_then(|quarantine| quarantine.until);
-        let has_all = |until: EntryId| until <= applied || mutant::on(Mutant::EndQuarantineEarly);
+        let has_all = |until: EntryId| until <= held || mutant::on(Mutant::EndQuarantineEarly);
         if until.is_some_and(has_all) && !self.installing && !self.needs_snapshot {
             self.hard.quarantine = None;
             self.persist_state();
