@@ -263,6 +263,8 @@ pub enum Request {
     /// Shutting down: hand leadership over to the most advanced voter that is healthy and stays. Answered when done or
     /// given up; from now on nobody hands over to this member.
     HandOver,
+    /// Damaged: hand leadership over as for [`Self::HandOver`], and stay. Answered when done or given up.
+    StepDown,
 }
 
 /// What a directive was decided on; a mismatch is refused with the node's own.
@@ -310,7 +312,7 @@ pub enum Reply {
     RequestStatus(Option<Written>),
     Status(Box<ReplicaStatus>),
     Hello(Box<Hello>),
-    /// Lead, Bootstrap, AddMember, RemoveMember, ChangeSettings, Recover, Tune, HandOver: done.
+    /// Lead, Bootstrap, AddMember, RemoveMember, ChangeSettings, Recover, Tune, HandOver, StepDown: done.
     Done {
         config_id: EntryId,
     },

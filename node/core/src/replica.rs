@@ -346,6 +346,7 @@ impl Replica {
             }
             Request::Tune { tuning } => self.on_tune(now, token, tuning),
             Request::HandOver => self.on_hand_over(now, token),
+            Request::StepDown => self.step_down(now, token),
         }
     }
 

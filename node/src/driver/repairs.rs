@@ -322,7 +322,7 @@ impl Repairs {
         }
         let Some(calls) = self.calls.upgrade() else { return };
         let (reply, answer) = oneshot::channel();
-        if calls.send(Call::Replica { request: Request::HandOver, reply }).await.is_err() {
+        if calls.send(Call::Replica { request: Request::StepDown, reply }).await.is_err() {
             return;
         }
         drop(calls);

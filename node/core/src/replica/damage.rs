@@ -14,7 +14,7 @@ impl Replica {
     /// Up to where it must be refilled, the leader says first, while this member still counts: so that it can
     /// come back also when the group cannot confirm a leader without it any more.
     pub(super) fn on_damaged(&mut self, now: Now, reason: String) {
-        if !self.may_be_replaced(now) {
+        if !self.may_leave(now) {
             return;
         }
         if self.hard.quarantine.is_some() {
@@ -30,7 +30,7 @@ impl Replica {
 
     /// The leader has said up to where, and was confirmed.
     pub(super) fn leave_for_snapshot(&mut self, now: Now, until: EntryId) {
-        let Some(reason) = self.damage_told.take().filter(|_| self.may_be_replaced(now)) else { return };
+        let Some(reason) = self.damage_told.take().filter(|_| self.may_leave(now)) else { return };
         self.needs_snapshot = true;
         self.note(Note::Quarantined { reason: reason.clone() });
         // The snapshot may end below what was acknowledged.
@@ -39,7 +39,7 @@ impl Replica {
         self.ask_for_snapshot();
     }
 
-    fn may_be_replaced(&self, now: Now) -> bool {
+    fn may_leave(&self, now: Now) -> bool {
         let follows = matches!(self.role, Role::Follower(_)) && self.leader_is_alive(now);
         follows && !self.needs_snapshot && !self.installing && self.is_dispensable(now)
     }

@@ -114,6 +114,10 @@ impl Replica {
     pub(super) fn on_hand_over(&mut self, now: Now, token: Token) {
         self.leaving = true;
         self.send_heartbeats(now);
+        self.step_down(now, token);
+    }
+
+    pub(super) fn step_down(&mut self, now: Now, token: Token) {
         match self.heir(now) {
             Some(heir) => self.begin_transfer(now, heir, Some(token)),
             None => {
