@@ -18,6 +18,7 @@ use kv_core::status::{NodeStatus, Role};
 use tokio::time::{Instant, timeout_at};
 
 use crate::config::DevFlags;
+use crate::http_client;
 use crate::shutdown::Signals;
 use child::Child;
 use plan::{NodePlan, Plan};
@@ -103,8 +104,7 @@ async fn first_end(children: &mut Vec<Child>) -> child::Ended {
 
 /// The roles of the nodes, once all are ready.
 async fn wait_ready(plan: &Plan) -> Result<Vec<Role>, DevError> {
-    let client = reqwest::Client::builder().timeout(ANSWER).no_proxy().build();
-    let client = client.expect("no setting of the client can fail");
+    let client = http_client::build(|builder| builder.timeout(ANSWER).no_proxy());
     let deadline = Instant::now() + READY_MAX;
     let mut roles = Vec::new();
     for node in &plan.nodes {

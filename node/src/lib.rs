@@ -18,6 +18,7 @@ pub mod driver;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod http;
+mod http_client;
 pub mod metrics;
 pub mod reset_identity;
 pub mod serve;

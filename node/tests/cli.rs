@@ -56,7 +56,10 @@ struct Node {
 
 impl Node {
     fn start(dir: &Path, data_dir: &str, arguments: &[&str]) -> Self {
-        let mut command = kv_node(dir);
+        Self::spawn(kv_node(dir), data_dir, arguments)
+    }
+
+    fn spawn(mut command: Command, data_dir: &str, arguments: &[&str]) -> Self {
         command.args(["serve", "--listen", "127.0.0.1:0", "--peer-listen", "127.0.0.1:0", "--data-dir", data_dir]);
         let mut child = command.args(arguments).stderr(Stdio::piped()).spawn().unwrap();
         let mut log = BufReader::new(child.stderr.take().unwrap());
@@ -298,6 +301,14 @@ fn an_empty_secret_is_refused() {
     std::fs::write(dir.path().join("token"), "\n").unwrap();
     let mut command = kv_node(dir.path());
     refused(command.args(["serve", "--auth-token-file", "token"]), &["--auth-token-file", "empty"]);
+}
+
+#[tokio::test]
+async fn a_machine_without_ca_roots_is_no_reason_not_to_start() {
+    let dir = TempDir::new().unwrap();
+    let mut command = kv_node(dir.path());
+    command.env("SSL_CERT_FILE", "/nonexistent").env("SSL_CERT_DIR", "/nonexistent");
+    Node::spawn(command, "d", &["--id", "a"]).ready().await.stop();
 }
 
 #[tokio::test]

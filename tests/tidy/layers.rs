@@ -44,6 +44,33 @@ const COMPACTION: &str = "node/src/wal/compaction.rs";
 /// Names that show that the log looks into the applied state instead of asking the state machine.
 const NOT_FOR_THE_LOG: [&str; 3] = ["keyspace::", "sessions::Sessions", "Keyspace::"];
 
+/// What would let the operator's pure parts reach Kubernetes, nodes or a clock.
+const NOT_FOR_PURE_PARTS: [&str; 9] = [
+    "Client",
+    "Api<",
+    "kube::api",
+    "kube::runtime",
+    "crate::observe::",
+    "crate::apply",
+    "reqwest",
+    "Instant::now",
+    "Timestamp::now",
+];
+
+/// The operator's pure parts.
+const PURE_PARTS: [&str; 7] = [
+    "operator/src/plan",
+    "operator/src/resources",
+    "operator/src/group",
+    "operator/src/observed",
+    "operator/src/names",
+    "operator/src/units",
+    "operator/src/crd",
+];
+
+/// All that the operator may use of kv-core: what nodes report, what they are told, and arithmetic.
+const CORE_FOR_THE_OPERATOR: [&str; 5] = ["status", "quorum", "group", "entry", "contract::SettingsChange"];
+
 fn below<'a>(sources: &'a [Source], part: &'a str) -> impl Iterator<Item = &'a Source> {
     let (file, dir) = (format!("{part}.rs"), format!("{part}/"));
     sources.iter().filter(move |s| s.path == file || s.path.starts_with(&dir))
@@ -100,6 +127,26 @@ fn the_log_knows_entries_and_not_keys() {
 fn the_log_knows_neither_http_nor_peers() {
     let found = named(&sources(), "node/src/wal", &["crate::http", "crate::transport", "crate::driver", "axum"]);
     assert!(found.is_empty(), "wal is below everything else:\n  {}", found.join("\n  "));
+}
+
+#[test]
+fn what_the_operator_plans_and_builds_never_sees_a_client() {
+    let sources = sources();
+    let found: Vec<String> = PURE_PARTS.iter().flat_map(|part| named(&sources, part, &NOT_FOR_PURE_PARTS)).collect();
+    assert!(found.is_empty(), "observe reads and apply writes:\n  {}", found.join("\n  "));
+}
+
+#[test]
+fn the_operator_uses_of_the_core_only_what_nodes_say_and_are_told() {
+    let sources = sources();
+    let foreign = |rest: &str| !CORE_FOR_THE_OPERATOR.iter().any(|known| rest.starts_with(known));
+    let found: Vec<String> = below(&sources, "operator/src")
+        .flat_map(|s| {
+            let uses = s.code.match_indices("kv_core::");
+            uses.filter(|(at, path)| foreign(&s.code[at + path.len()..])).map(|(at, _)| s.place(at)).collect::<Vec<_>>()
+        })
+        .collect();
+    assert!(found.is_empty(), "not for the operator:\n  {}", found.join("\n  "));
 }
 
 #[test]

@@ -8,6 +8,8 @@ use kv_core::group::{ClusterId, MemberId, MemberInfo, Settings};
 use kv_core::status::{NodeStatus, ReplicaStatus};
 use serde::Serialize;
 
+use crate::http_client;
+
 /// The longest wait for one answer of another node.
 const ANSWER: Duration = Duration::from_secs(3);
 /// Longest refusal that is repeated in a log line, in bytes.
@@ -47,7 +49,7 @@ struct BootstrapBody<'a> {
 
 impl Remote {
     pub fn new(auth_token: Option<Arc<[u8]>>) -> Self {
-        let client = reqwest::Client::builder().timeout(ANSWER).build().expect("no setting of the client can fail");
+        let client = http_client::build(|builder| builder.timeout(ANSWER));
         Self { client, auth_token }
     }
 

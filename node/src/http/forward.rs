@@ -21,6 +21,7 @@ use super::App;
 use super::answer::{IDEMPOTENT_REPLAY, X_KV_CURSOR, X_KV_ID};
 use super::error::{Asked, Code, Failure, X_KV_ERROR};
 use crate::driver::Handle;
+use crate::http_client;
 
 /// Set on a forwarded request: who gets it and does not lead says so instead of sending it on. It holds
 /// the path and query when no URL can.
@@ -91,15 +92,15 @@ enum Attempt {
 }
 
 pub(crate) fn client() -> reqwest::Client {
-    reqwest::Client::builder()
-        .no_proxy()
-        .redirect(reqwest::redirect::Policy::none())
-        .retry(reqwest::retry::never())
-        .connect_timeout(CONNECT_TIMEOUT)
-        .pool_idle_timeout(IDLE_MAX)
-        .tcp_nodelay(true)
-        .build()
-        .expect("nothing in this configuration depends on the machine")
+    http_client::build(|builder| {
+        builder
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .retry(reqwest::retry::never())
+            .connect_timeout(CONNECT_TIMEOUT)
+            .pool_idle_timeout(IDLE_MAX)
+            .tcp_nodelay(true)
+    })
 }
 
 /// Carries `request` out on this node if it leads, else on the leader. Tries again until `deadline`

@@ -1,0 +1,210 @@
+//! Carries a plan out: the only writer besides `report`, in a fixed order, stopping at the first error.
+//! Every write can be repeated, so a process that ends between any two of them leaves nothing that the
+//! next plan does not finish. Decides nothing.
+
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use kube::Client;
+use kube::api::{Api, DeleteParams, EvictParams, Patch, PatchParams, Preconditions, PropagationPolicy};
+use kv_core::group::MemberInfo;
+use serde_json::json;
+
+use crate::crd::{KvCluster, KvClusterStatus, MemberReport};
+use crate::error::{Error, NodeError};
+use crate::names::{FIELD_MANAGER, ROLE_LABEL};
+use crate::node_client::Nodes;
+use crate::observe::{Sources, api};
+use crate::plan::{Assignment, Directive, Growth, Memory, Plan, Progress, RoleLabel};
+use crate::resources::{Child, Kind};
+
+/// The eviction API's way of saying that the budget has no room now.
+const TOO_MANY_REQUESTS: u16 = 429;
+
+/// What came of a plan; a report needs one, so that nothing is reported before it was tried.
+#[derive(Debug)]
+pub struct Applied {
+    /// The cluster as it is stored now.
+    pub cluster: KvCluster,
+    pub progress: Option<Progress>,
+    pub leadership: Option<Progress>,
+    pub image: String,
+    pub updated: u32,
+    pub memory: Memory,
+    /// Leadership was moved by a directive, for this reason.
+    pub switched: Option<&'static str>,
+    /// Where it stopped.
+    pub error: Option<Error>,
+}
+
+/// Must not be cancelled between a write and its successor without need; if it is, the next plan goes on.
+pub async fn apply(sources: &Sources, cluster: &KvCluster, token: Option<String>, plan: Plan) -> Applied {
+    let Plan {
+        ensure,
+        remove,
+        grow,
+        replace_set,
+        labels,
+        assignment,
+        directive,
+        progress,
+        leadership,
+        image,
+        updated,
+        memory,
+        next: _, // the controller's
+    } = plan;
+    let mut applied =
+        Applied { cluster: cluster.clone(), progress, leadership, image, updated, memory, switched: None, error: None };
+    let writer =
+        Writer { client: &sources.client, namespace: cluster.metadata.namespace.as_deref().unwrap_or_default() };
+    let kubernetes = async {
+        for (kind, name) in &remove {
+            writer.remove(*kind, name).await?;
+        }
+        for child in &ensure {
+            writer.ensure(child).await?;
+        }
+        for growth in &grow {
+            writer.grow(growth).await?;
+        }
+        if replace_set {
+            writer.delete_set_without_pods(cluster).await?;
+        }
+        for label in &labels {
+            writer.label(label).await?;
+        }
+        match assignment {
+            Some(assignment) => writer.assign(cluster, &assignment).await.map(Some),
+            None => Ok(None),
+        }
+    };
+    match kubernetes.await {
+        Ok(Some(assigned)) => applied.cluster = assigned,
+        Ok(None) => {}
+        Err(error) => applied.error = Some(error),
+    }
+    // A quota that refuses a child must not keep a group without a leader; a restart needs its template.
+    let needs_children = matches!(directive, Some(Directive::Restart { .. }));
+    let directive = directive.filter(|_| applied.error.is_none() || !needs_children);
+    if let Some(directive) = directive {
+        let lead = if let Directive::Lead { why, .. } = &directive { Some(*why) } else { None };
+        match writer.direct(&sources.nodes.with_token(token), directive).await {
+            Ok(()) => applied.switched = lead,
+            Err(error) => applied.error = applied.error.or(Some(error)),
+        }
+    }
+    applied
+}
+
+struct Writer<'a> {
+    client: &'a Client,
+    namespace: &'a str,
+}
+
+impl Writer<'_> {
+    async fn ensure(&self, child: &Child) -> Result<(), Error> {
+        let Child { kind, name, object } = child;
+        // What we own is ours alone: another manager's edits of our members are undone.
+        let parameters = PatchParams::apply(FIELD_MANAGER).force();
+        let patched = api(self.client, *kind, self.namespace).patch(name, &parameters, &Patch::Apply(object)).await;
+        patched.map(drop).map_err(Error::write(format!("{} {name}", kind.as_str())))
+    }
+
+    async fn remove(&self, kind: Kind, name: &str) -> Result<(), Error> {
+        let deleted = api(self.client, kind, self.namespace).delete(name, &DeleteParams::default()).await;
+        absent_is_fine(deleted.map(drop)).map_err(Error::write(format!("{} {name}", kind.as_str())))
+    }
+
+    async fn grow(&self, growth: &Growth) -> Result<(), Error> {
+        let Growth { claim, size } = growth;
+        let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), self.namespace);
+        let patch = json!({ "spec": { "resources": { "requests": { "storage": size } } } });
+        let patched = claims.patch(claim, &PatchParams::default(), &Patch::Merge(patch)).await;
+        patched.map(drop).map_err(Error::write(format!("claim {claim}")))
+    }
+
+    /// Its pods run on; the next plan writes the set again, which adopts them.
+    async fn delete_set_without_pods(&self, cluster: &KvCluster) -> Result<(), Error> {
+        let name = cluster.metadata.name.as_deref().unwrap_or_default();
+        let orphan = DeleteParams { propagation_policy: Some(PropagationPolicy::Orphan), ..DeleteParams::default() };
+        let deleted = api(self.client, Kind::StatefulSet, self.namespace).delete(name, &orphan).await;
+        absent_is_fine(deleted.map(drop)).map_err(Error::write(format!("StatefulSet {name}")))
+    }
+
+    async fn label(&self, label: &RoleLabel) -> Result<(), Error> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), self.namespace);
+        let role = label.role.map(|role| role.as_str());
+        let patch = json!({ "metadata": { "labels": { ROLE_LABEL: role } } });
+        let patched = pods.patch(&label.pod, &PatchParams::default(), &Patch::Merge(patch)).await;
+        absent_is_fine(patched.map(drop)).map_err(Error::write(format!("role of pod {}", label.pod)))
+    }
+
+    /// By compare-and-swap: two operators, or one with an old view, cannot assign twice.
+    async fn assign(&self, cluster: &KvCluster, assignment: &Assignment) -> Result<KvCluster, Error> {
+        let Assignment { cluster_id, voters } = assignment;
+        let mut cluster = cluster.clone();
+        let status = cluster.status.get_or_insert_with(KvClusterStatus::default);
+        status.cluster_id = Some(cluster_id.to_string());
+        status.members = voters.iter().map(voter).collect();
+        write_status(self.client, &cluster).await
+    }
+
+    async fn direct(&self, nodes: &Nodes<'_>, directive: Directive) -> Result<(), Error> {
+        match directive {
+            Directive::Bootstrap { nodes: founders, assignment, settings } => {
+                for founder in &founders {
+                    nodes.bootstrap(founder, &assignment, settings).await?;
+                }
+            }
+            Directive::Join { leader, member, voter } => {
+                nodes.add_learner(&leader, &member).await?;
+                if voter {
+                    nodes.promote(&leader, &member).await?;
+                }
+            }
+            Directive::Remove { leader, member_id, name: _ } => nodes.remove(&leader, member_id).await?,
+            Directive::Lead { node, why: _ } => nodes.lead(&node).await?,
+            Directive::ChangeSettings { leader, change } => nodes.change_settings(&leader, &change).await?,
+            Directive::Restart { pod, uid } => self.evict(&pod, uid).await?,
+        }
+        Ok(())
+    }
+
+    /// Of the pod that was seen and no other: one that came since has the same name.
+    async fn evict(&self, pod: &str, uid: String) -> Result<(), Error> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), self.namespace);
+        let preconditions = Preconditions { uid: Some(uid), resource_version: None };
+        let delete = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+        let evicted = pods.evict(pod, &EvictParams { delete_options: Some(delete), ..EvictParams::default() }).await;
+        match evicted {
+            Err(kube::Error::Api(status)) if status.code == TOO_MANY_REQUESTS => {
+                let detail = status.message.clone();
+                Err(NodeError::Refused { pod: pod.to_owned(), code: "disruption_budget".to_owned(), detail }.into())
+            }
+            evicted => absent_is_fine(evicted.map(drop)).map_err(Error::write(format!("eviction of pod {pod}"))),
+        }
+    }
+}
+
+/// Whoever wrote since `cluster` was read makes this a conflict.
+pub(crate) async fn write_status(client: &Client, cluster: &KvCluster) -> Result<KvCluster, Error> {
+    let namespace = cluster.metadata.namespace.as_deref().unwrap_or_default();
+    let name = cluster.metadata.name.as_deref().unwrap_or_default();
+    let api: Api<KvCluster> = Api::namespaced(client.clone(), namespace);
+    api.replace_status(name, &kube::api::PostParams::default(), cluster).await.map_err(Error::write("the status"))
+}
+
+fn voter(info: &MemberInfo) -> MemberReport {
+    MemberReport {
+        name: info.name.to_string(),
+        member_id: Some(info.member_id.to_string()),
+        voter: true,
+        ..MemberReport::default()
+    }
+}
+
+fn absent_is_fine(result: kube::Result<()>) -> kube::Result<()> {
+    match result {
+        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+        result => result,
+    }
+}

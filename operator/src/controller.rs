@@ -1,0 +1,252 @@
+//! Watches, and what a reconcile is: observe, validate, plan, apply, report. Holds what is remembered
+//! between two reconciles and the policy for errors; decides nothing about clusters itself.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::Api;
+use kube::core::{DeserializeGuard, GroupVersionKind};
+use kube::runtime::Controller;
+use kube::runtime::controller::Action;
+use kube::runtime::events::{Recorder, Reporter};
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::watcher;
+use kube::{Client, Resource, ResourceExt};
+use kv_core::group::ClusterId;
+
+use crate::apply::{Applied, apply, write_status};
+use crate::crd::{KvCluster, KvClusterStatus};
+use crate::error::Error;
+use crate::events;
+use crate::metrics::Metrics;
+use crate::names::{APP, APP_LABEL, FIELD_MANAGER, INSTANCE_LABEL};
+use crate::node_client::NodeClient;
+use crate::observe::{Sources, observe};
+use crate::observed::Observed;
+use crate::plan::{self, Draw, Memory};
+use crate::report;
+use crate::resources::Kind;
+use crate::validate::{self, Problem};
+
+/// Pauses after errors, from the first to the longest.
+const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
+/// Clusters that are reconciled at once: one that waits for its nodes delays no other.
+const CONCURRENCY: u16 = 16;
+
+type Guarded = DeserializeGuard<KvCluster>;
+
+/// What every reconcile shares.
+pub struct Context {
+    sources: Sources,
+    recorder: Recorder,
+    metrics: Arc<Metrics>,
+    default_image: String,
+    started: Instant,
+    remembered: Mutex<HashMap<String, Remembered>>,
+}
+
+/// Of one cluster, by the uid of its KvCluster.
+#[derive(Debug, Default, Clone)]
+struct Remembered {
+    memory: Memory,
+    /// The token as it was last seen: a Secret that was deleted by hand comes back as it was.
+    token: Option<String>,
+    reported: Option<Instant>,
+    failures: u32,
+}
+
+pub struct Options {
+    /// None: all namespaces.
+    pub namespace: Option<String>,
+    pub default_image: String,
+}
+
+impl Context {
+    pub async fn new(client: Client, metrics: Arc<Metrics>, options: &Options) -> Self {
+        let pod_monitors = pod_monitors(&client).await;
+        let reporter = Reporter { controller: FIELD_MANAGER.to_owned(), instance: std::env::var("HOSTNAME").ok() };
+        Self {
+            recorder: Recorder::new(client.clone(), reporter),
+            sources: Sources { client, nodes: NodeClient::default(), pod_monitors },
+            metrics,
+            default_image: options.default_image.clone(),
+            started: Instant::now(),
+            remembered: Mutex::default(),
+        }
+    }
+
+    /// Cannot be poisoned in a way that matters: what is remembered costs only time when it is lost.
+    fn remembered(&self, uid: &str) -> Remembered {
+        let remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
+        remembered.get(uid).cloned().unwrap_or_default()
+    }
+
+    fn remember(&self, uid: &str, change: impl FnOnce(&mut Remembered)) {
+        let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
+        change(remembered.entry(uid.to_owned()).or_default());
+    }
+
+    /// Of clusters that are gone, nothing is kept.
+    fn forget_all_but(&self, store: &Store<Guarded>) {
+        let uids: Vec<String> = store.state().iter().filter_map(|cluster| cluster.meta().uid.clone()).collect();
+        let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
+        remembered.retain(|uid, _| uids.contains(uid));
+    }
+
+    fn draw(&self, remembered: &Remembered) -> Draw {
+        Draw {
+            now_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            cluster_id: ClusterId::new(&random_hex()).expect("hexadecimal digits are legal in an id"),
+            token: remembered.token.clone().unwrap_or_else(|| format!("{}{}", random_hex(), random_hex())),
+            default_image: self.default_image.clone(),
+        }
+    }
+}
+
+/// 128 bits.
+fn random_hex() -> String {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).expect("the system gives random bytes");
+    format!("{:032x}", u128::from_be_bytes(bytes))
+}
+
+/// Whether the Prometheus operator is installed; looked up once, at start.
+async fn pod_monitors(client: &Client) -> bool {
+    let (group, version, _) = Kind::PodMonitor.api();
+    let kind = GroupVersionKind::gvk(group, version, Kind::PodMonitor.as_str());
+    kube::discovery::pinned_kind(client, &kind).await.is_ok()
+}
+
+/// The controller, and the store of the clusters that it sees.
+pub fn controller(client: &Client, namespace: Option<&str>) -> (Controller<Guarded>, Store<Guarded>) {
+    fn of<K>(client: &Client, namespace: Option<&str>) -> Api<K>
+    where
+        K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>,
+    {
+        namespace.map_or_else(|| Api::all(client.clone()), |namespace| Api::namespaced(client.clone(), namespace))
+    }
+    let api: Api<Guarded> = match namespace {
+        Some(namespace) => Api::namespaced(client.clone(), namespace),
+        None => Api::all(client.clone()),
+    };
+    let children = || watcher::Config::default().labels(&format!("{APP_LABEL}={APP}"));
+    let controller = Controller::new(api, watcher::Config::default())
+        .with_config(kube::runtime::controller::Config::default().concurrency(CONCURRENCY))
+        .owns(of::<StatefulSet>(client, namespace), children())
+        .owns(of::<Service>(client, namespace), children())
+        .owns(of::<ConfigMap>(client, namespace), children())
+        .owns(of::<Secret>(client, namespace), children())
+        .owns(of::<PodDisruptionBudget>(client, namespace), children())
+        .watches(of::<Pod>(client, namespace), children(), cluster_of_pod);
+    let store = controller.store();
+    (controller, store)
+}
+
+/// Pods are controlled by their StatefulSet: their label names the cluster.
+fn cluster_of_pod(pod: Pod) -> Option<ObjectRef<Guarded>> {
+    let name = pod.labels().get(INSTANCE_LABEL)?.clone();
+    Some(ObjectRef::new(&name).within(&pod.namespace()?))
+}
+
+/// Runs until the process is asked to end.
+pub async fn run(controller: Controller<Guarded>, store: Store<Guarded>, context: Arc<Context>) {
+    let results = controller.shutdown_on_signal().run(reconcile, retry, Arc::clone(&context));
+    results
+        .for_each(|_| {
+            context.forget_all_but(&store);
+            std::future::ready(())
+        })
+        .await;
+}
+
+/// One cluster, once. Ends in an action for later; never sleeps.
+async fn reconcile(guarded: Arc<Guarded>, context: Arc<Context>) -> Result<Action, Error> {
+    let cluster = match &guarded.0 {
+        Ok(cluster) => cluster,
+        Err(invalid) => {
+            tracing::warn!(name = ?invalid.metadata.name, error = %invalid.error, "a KvCluster cannot be read");
+            return Ok(Action::await_change());
+        }
+    };
+    if cluster.metadata.deletion_timestamp.is_some() {
+        return Ok(Action::await_change());
+    }
+    let (began, uid) = (Instant::now(), cluster.uid().unwrap_or_default());
+    let result = five_verbs(cluster, &context).await;
+    context.metrics.reconciled(began.elapsed(), result.as_ref().err());
+    if result.is_ok() {
+        context.remember(&uid, |remembered| remembered.failures = 0);
+    }
+    result.map(Action::requeue)
+}
+
+async fn five_verbs(cluster: &KvCluster, context: &Context) -> Result<Duration, Error> {
+    let (began, uid) = (Instant::now(), cluster.uid().unwrap_or_default());
+    let remembered = context.remembered(&uid);
+    let observed = observe(&context.sources, cluster).await?;
+    let (plan, problems) = match validate::validate(cluster) {
+        Ok(desired) => (plan::plan(&desired, &observed, &remembered.memory, &context.draw(&remembered)), Vec::new()),
+        // What runs goes on as it is.
+        Err(problems) => (plan::look(&validate::identity(cluster), &observed), problems),
+    };
+    let (next, token) = (plan.next, observed.token());
+    let applied = apply(&context.sources, cluster, token.clone(), plan).await;
+    context.remember(&uid, |remembered| {
+        remembered.memory = applied.memory.clone();
+        remembered.token = token.or(remembered.token.take());
+    });
+    if let Some(reason) = applied.switched {
+        context.metrics.switched(reason, began.elapsed());
+    }
+    report(cluster, context, &observed, &applied, &problems).await?;
+    applied.error.map_or(Ok(next), Err)
+}
+
+async fn report(
+    cluster: &KvCluster,
+    context: &Context,
+    observed: &Observed,
+    applied: &Applied,
+    problems: &[Problem],
+) -> Result<(), Error> {
+    let uid = cluster.uid().unwrap_or_default();
+    let old = applied.cluster.status.clone().unwrap_or_default();
+    let now = Time(Timestamp::now());
+    let status = report::status(&validate::identity(cluster), observed, applied, problems, &now);
+    let since = context.remembered(&uid).reported.map(|at| at.elapsed());
+    let Some(changed) = report::changed(&applied.cluster, status, since) else { return Ok(()) };
+    let written = write_status(&context.sources.client, &changed).await?;
+    context.remember(&uid, |remembered| remembered.reported = Some(Instant::now()));
+    if is_failover(&old, &changed.status.clone().unwrap_or_default()) && applied.switched.is_none() {
+        context.metrics.failed_over();
+    }
+    events::publish(&context.recorder, &written, &old).await;
+    Ok(())
+}
+
+/// Another pod leads than the one that was known to.
+fn is_failover(old: &KvClusterStatus, new: &KvClusterStatus) -> bool {
+    old.leader.is_some() && new.leader.is_some() && old.leader != new.leader
+}
+
+/// A conflict is tried again at once with what is there now; the rest with growing pauses.
+fn retry(guarded: Arc<Guarded>, error: &Error, context: Arc<Context>) -> Action {
+    let uid = guarded.meta().uid.clone().unwrap_or_default();
+    let mut failures = 0;
+    context.remember(&uid, |remembered| {
+        remembered.failures = remembered.failures.saturating_add(1);
+        failures = remembered.failures;
+    });
+    let name = guarded.meta().name.as_deref().unwrap_or_default();
+    tracing::info!(name, %error, failures, "the reconcile is tried again");
+    let (first, longest) = RETRY;
+    let factor = 1_u32 << failures.saturating_sub(1).min(8);
+    Action::requeue(first.saturating_mul(factor).min(longest))
+}

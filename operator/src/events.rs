@@ -1,0 +1,100 @@
+//! Events for transitions, shown by `kubectl describe`: what changed between two statuses. What to say
+//! is pure; an Event that cannot be written is logged and stops nothing.
+
+use kube::Resource;
+use kube::runtime::events::{Event, EventType, Recorder};
+
+use crate::crd::{ConditionType, KvCluster, KvClusterStatus};
+
+/// What happened, in an Event's words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Happening {
+    reason: String,
+    note: String,
+    action: &'static str,
+    warning: bool,
+}
+
+pub(crate) async fn publish(recorder: &Recorder, cluster: &KvCluster, old: &KvClusterStatus) {
+    let new = cluster.status.clone().unwrap_or_default();
+    for Happening { reason, note, action, warning } in transitions(old, &new) {
+        let type_ = if warning { EventType::Warning } else { EventType::Normal };
+        let event = Event { type_, reason, note: Some(note), action: action.to_owned(), secondary: None };
+        if let Err(error) = recorder.publish(&event, &cluster.object_ref(&())).await {
+            tracing::warn!(%error, "an Event could not be written");
+        }
+    }
+}
+
+fn transitions(old: &KvClusterStatus, new: &KvClusterStatus) -> Vec<Happening> {
+    let mut happenings = Vec::new();
+    if new.leader.is_some() && new.leader != old.leader {
+        let leader = new.leader.as_deref().unwrap_or_default();
+        let note = match &old.leader {
+            Some(former) => format!("{leader} leads after {former}"),
+            None => format!("{leader} leads"),
+        };
+        happenings.push(Happening { reason: "LeaderChanged".to_owned(), note, action: "Lead", warning: false });
+    }
+    for condition in &new.conditions {
+        let before = old.conditions.iter().find(|before| before.type_ == condition.type_);
+        let same = before.is_some_and(|b| b.status == condition.status && b.reason == condition.reason);
+        // What was never otherwise is no transition.
+        if same || (before.is_none() && condition.status != "True") {
+            continue;
+        }
+        let note = format!("{} is {}: {}", condition.type_, condition.status, condition.message);
+        let warning = is_bad(&condition.type_, &condition.status);
+        happenings.push(Happening { reason: condition.reason.clone(), note, action: "Report", warning });
+    }
+    happenings
+}
+
+fn is_bad(kind: &str, status: &str) -> bool {
+    let good_when_true = [ConditionType::Available, ConditionType::QuorumHealthy];
+    let bad_when_true = [ConditionType::Degraded, ConditionType::SpecInvalid];
+    let among = |list: &[ConditionType]| list.iter().any(|condition| condition.as_str() == kind);
+    (among(&good_when_true) && status != "True") || (among(&bad_when_true) && status == "True")
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+    use k8s_openapi::jiff::Timestamp;
+
+    use super::*;
+
+    fn status(leader: &str, conditions: &[(&str, &str, &str)]) -> KvClusterStatus {
+        let condition = |(kind, status, reason): &(&str, &str, &str)| Condition {
+            type_: (*kind).to_owned(),
+            status: (*status).to_owned(),
+            reason: (*reason).to_owned(),
+            message: "why".to_owned(),
+            last_transition_time: Time(Timestamp::UNIX_EPOCH),
+            observed_generation: None,
+        };
+        KvClusterStatus {
+            leader: Some(leader.to_owned()),
+            conditions: conditions.iter().map(condition).collect(),
+            ..KvClusterStatus::default()
+        }
+    }
+
+    #[test]
+    fn a_status_that_says_the_same_is_no_event() {
+        let status = status("demo-0", &[("Available", "True", "LeaderConfirmed")]);
+        assert_eq!(transitions(&status, &status), []);
+    }
+
+    #[test]
+    fn a_new_leader_and_a_lost_majority_are_told() {
+        let old =
+            status("demo-0", &[("Available", "True", "LeaderConfirmed"), ("Degraded", "False", "AllMembersFine")]);
+        let new = status("demo-1", &[("Available", "False", "QuorumLost"), ("Degraded", "False", "AllMembersFine")]);
+        let told: Vec<(String, bool)> = transitions(&old, &new).into_iter().map(|h| (h.note, h.warning)).collect();
+        assert_eq!(
+            told,
+            [("demo-1 leads after demo-0".to_owned(), false), ("Available is False: why".to_owned(), true),]
+        );
+    }
+}

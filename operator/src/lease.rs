@@ -1,0 +1,166 @@
+//! Which of several operators works: the holder of a Lease, taken by compare-and-swap on its
+//! resourceVersion. It expires when it was seen unchanged for its duration by the own clock; clocks of
+//! other machines are never compared. An efficiency and no safety: two that work at once do no harm.
+
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Api, ObjectMeta, PostParams};
+use kube::{Client, ResourceExt};
+
+const LEASE: &str = "kv-operator";
+/// An unchanged Lease is free after this time.
+const DURATION: Duration = Duration::from_secs(15);
+/// How often the holder renews it and others look at it.
+const EVERY: Duration = Duration::from_secs(3);
+/// The holder stops this long before others may take over: a write that is under way ends meanwhile.
+const MARGIN: Duration = Duration::from_secs(5);
+
+pub struct Turns {
+    api: Api<Lease>,
+    me: String,
+    seen: Option<Seen>,
+}
+
+/// A version of the Lease, and since when it has been the present one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Seen {
+    version: String,
+    since: Instant,
+}
+
+/// What an operator may do with a Lease that it has read.
+#[derive(Debug, PartialEq, Eq)]
+enum Turn {
+    Take,
+    Renew,
+    Wait,
+}
+
+impl Turns {
+    pub fn new(client: Client, namespace: &str, me: String) -> Self {
+        Self { api: Api::namespaced(client, namespace), me, seen: None }
+    }
+
+    /// Returns when this operator holds the Lease. May be cancelled.
+    pub async fn acquire(&mut self) {
+        while !self.attempt().await {
+            tokio::time::sleep(EVERY).await;
+        }
+    }
+
+    /// Returns when the Lease is lost, or may be soon. May be cancelled.
+    pub async fn hold(&mut self) {
+        let mut renewed = Instant::now();
+        while renewed.elapsed() < DURATION - MARGIN {
+            tokio::time::sleep(EVERY).await;
+            if self.attempt().await {
+                renewed = Instant::now();
+            }
+        }
+    }
+
+    /// Lets another operator begin at once.
+    pub async fn release(&self) {
+        let Ok(mut lease) = self.api.get(LEASE).await else { return };
+        if let Some(spec) = lease.spec.as_mut().filter(|spec| spec.holder_identity.as_ref() == Some(&self.me)) {
+            spec.holder_identity = None;
+            // Whoever waits finds out by itself when this fails.
+            let _ = self.api.replace(LEASE, &PostParams::default(), &lease).await;
+        }
+    }
+
+    async fn attempt(&mut self) -> bool {
+        match self.try_once().await {
+            Ok(held) => held,
+            Err(kube::Error::Api(status)) if status.code == 409 => false,
+            Err(error) => {
+                tracing::warn!(%error, "the Lease could not be read or written");
+                false
+            }
+        }
+    }
+
+    async fn try_once(&mut self) -> kube::Result<bool> {
+        let lease = self.api.get_opt(LEASE).await?;
+        match self.turn(lease.as_ref(), Instant::now()) {
+            Turn::Wait => Ok(false),
+            turn => self.write(lease, turn == Turn::Take).await.map(|()| true),
+        }
+    }
+
+    fn turn(&mut self, lease: Option<&Lease>, now: Instant) -> Turn {
+        let Some(lease) = lease else { return Turn::Take };
+        let version = lease.resource_version().unwrap_or_default();
+        if self.seen.as_ref().is_none_or(|seen| seen.version != version) {
+            self.seen = Some(Seen { version, since: now });
+        }
+        let holder = lease.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref()).unwrap_or_default();
+        let unchanged = self.seen.as_ref().map_or(Duration::ZERO, |seen| now - seen.since);
+        match () {
+            () if holder == self.me => Turn::Renew,
+            () if holder.is_empty() || unchanged >= DURATION => Turn::Take,
+            () => Turn::Wait,
+        }
+    }
+
+    async fn write(&self, lease: Option<Lease>, taken: bool) -> kube::Result<()> {
+        let now = MicroTime(Timestamp::now());
+        let exists = lease.is_some();
+        let mut lease = lease.unwrap_or_else(|| Lease {
+            metadata: ObjectMeta { name: Some(LEASE.to_owned()), ..ObjectMeta::default() },
+            ..Lease::default()
+        });
+        let spec = lease.spec.get_or_insert_with(LeaseSpec::default);
+        if taken {
+            spec.acquire_time = Some(now.clone());
+            spec.lease_transitions = Some(spec.lease_transitions.unwrap_or_default() + 1);
+        }
+        spec.holder_identity = Some(self.me.clone());
+        spec.lease_duration_seconds = i32::try_from(DURATION.as_secs()).ok();
+        spec.renew_time = Some(now);
+        let written = match exists {
+            true => self.api.replace(LEASE, &PostParams::default(), &lease).await?,
+            false => self.api.create(&PostParams::default(), &lease).await?,
+        };
+        tracing::debug!(version = written.resource_version(), "the Lease is held");
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lease(version: &str, holder: &str) -> Lease {
+        Lease {
+            metadata: ObjectMeta { resource_version: Some(version.to_owned()), ..ObjectMeta::default() },
+            spec: Some(LeaseSpec { holder_identity: Some(holder.to_owned()), ..LeaseSpec::default() }),
+            ..Lease::default()
+        }
+    }
+
+    fn turns() -> Turns {
+        let service = tower_service_that_is_never_called();
+        Turns::new(service, "kv-system", "me".to_owned())
+    }
+
+    fn tower_service_that_is_never_called() -> Client {
+        let config = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
+        Client::try_from(config).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_lease_is_taken_when_it_is_free_or_was_seen_unchanged_for_its_duration() {
+        let (mut turns, start) = (turns(), Instant::now());
+        assert_eq!(turns.turn(None, start), Turn::Take);
+        assert_eq!(turns.turn(Some(&lease("1", "")), start), Turn::Take);
+        assert_eq!(turns.turn(Some(&lease("2", "other")), start), Turn::Wait);
+        assert_eq!(turns.turn(Some(&lease("2", "other")), start + DURATION / 2), Turn::Wait);
+        assert_eq!(turns.turn(Some(&lease("3", "other")), start + DURATION), Turn::Wait, "it was renewed");
+        assert_eq!(turns.turn(Some(&lease("3", "other")), start + DURATION * 2), Turn::Take);
+        assert_eq!(turns.turn(Some(&lease("4", "me")), start), Turn::Renew);
+    }
+}

@@ -1,0 +1,107 @@
+//! The `kv-operator` program: arguments, log, run. The only place with exit codes.
+
+use std::io::IsTerminal;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::{Parser, Subcommand};
+use kube::Client;
+use kv_operator::controller::{self, Context, Options};
+use kv_operator::lease::Turns;
+use kv_operator::metrics::Metrics;
+use kv_operator::{crd, server};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
+
+/// Makes KvCluster resources running groups of kv-node.
+#[derive(Parser)]
+#[command(name = "kv-operator", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Works until it is stopped.
+    Run(RunFlags),
+    /// Prints the CustomResourceDefinition.
+    Crd,
+}
+
+#[derive(clap::Args)]
+struct RunFlags {
+    /// The namespace to watch; all of them when it is not set.
+    #[arg(long, env = "WATCH_NAMESPACE")]
+    watch_namespace: Option<String>,
+    /// The image of nodes of a cluster that names none.
+    #[arg(long, env = "NODE_IMAGE", default_value = concat!("kvcluster/kv-node:", env!("CARGO_PKG_VERSION")))]
+    node_image: String,
+    /// Where metrics and probes are served.
+    #[arg(long, env = "LISTEN_ADDR", default_value = "0.0.0.0:8080")]
+    listen: SocketAddr,
+    /// The namespace of the Lease; the operator's own in a pod.
+    #[arg(long, env = "POD_NAMESPACE", default_value = "default")]
+    lease_namespace: String,
+    /// The name of this operator among several; its pod's.
+    #[arg(long, env = "POD_NAME", default_value_t = format!("pid-{}", std::process::id()))]
+    name: String,
+}
+
+fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Crd => {
+            print!("{}", crd::definition());
+            ExitCode::SUCCESS
+        }
+        Command::Run(flags) => {
+            log();
+            let runtime = tokio::runtime::Runtime::new().expect("the system has threads and epoll");
+            match runtime.block_on(run(flags)) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    eprintln!("kv-operator: {error:#}");
+                    ExitCode::FAILURE
+                }
+            }
+        }
+    }
+}
+
+/// Text on a terminal, JSON elsewhere.
+fn log() {
+    let filter = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).from_env_lossy();
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if std::io::stderr().is_terminal() {
+        builder.init();
+    } else {
+        builder.json().flatten_event(true).init();
+    }
+}
+
+/// The watches begin at once, so that an operator that takes over knows all; it acts as the holder of the Lease alone.
+async fn run(flags: RunFlags) -> anyhow::Result<()> {
+    let RunFlags { watch_namespace, node_image, listen, lease_namespace, name } = flags;
+    let client = Client::try_default().await?;
+    let metrics = Arc::new(Metrics::default());
+    let options = Options { namespace: watch_namespace.filter(|n| !n.is_empty()), default_image: node_image };
+    let (controller, store) = controller::controller(&client, options.namespace.as_deref());
+    let mut turns = Turns::new(client.clone(), &lease_namespace, name);
+    let work = async {
+        turns.acquire().await;
+        tracing::info!("this operator works from now on");
+        metrics.hold_lease();
+        let context = Arc::new(Context::new(client, Arc::clone(&metrics), &options).await);
+        tokio::select! {
+            () = controller::run(controller, store.clone(), context) => Ok(()),
+            () = turns.hold() => Err(anyhow::anyhow!("the Lease was lost")),
+        }
+    };
+    let ended = tokio::select! {
+        ended = work => ended,
+        served = server::serve(listen, Arc::clone(&metrics), store.clone()) => served.map_err(anyhow::Error::from),
+    };
+    turns.release().await;
+    ended
+}

@@ -1,0 +1,155 @@
+//! Declares every metric of the operator: names `kv_operator_*`, base units, labels from fixed lists.
+
+use std::time::Duration;
+
+use prometheus::core::Collector;
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+use crate::crd::{ConditionType, KvCluster};
+use crate::error::Error;
+
+/// From 5 ms to 20 s, each twice as wide as the one before.
+const RECONCILE_BUCKETS: (f64, f64, usize) = (0.005, 2.0, 13);
+
+/// Why leadership was moved by a directive.
+const SWITCH_REASONS: [&str; 5] = ["spec.leader", "drain", "rollout", "scale-down", "no leader"];
+
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    reconcile_seconds: Histogram,
+    errors: IntCounterVec,
+    clusters: IntGauge,
+    by_condition: IntGaugeVec,
+    failovers: IntCounter,
+    switchovers: IntCounterVec,
+    switchover_seconds: Histogram,
+    is_leader: IntGauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let registry = Registry::new();
+        let add = Declare(&registry);
+        let metrics = Self {
+            reconcile_seconds: add.seconds("kv_operator_reconcile_seconds", "Time that one reconcile took."),
+            errors: add.counters(
+                "kv_operator_reconcile_errors_total",
+                "Reconciles that failed, by kind of error.",
+                "kind",
+            ),
+            clusters: add.gauge("kv_operator_clusters", "KvClusters that exist."),
+            by_condition: add.gauges(
+                "kv_operator_clusters_by_condition",
+                "KvClusters whose condition is True.",
+                "condition",
+            ),
+            failovers: add
+                .counter("kv_operator_failovers_total", "Changes of leader that the operator did not ask for."),
+            switchovers: add.counters(
+                "kv_operator_switchovers_total",
+                "Changes of leader by directive, by reason.",
+                "reason",
+            ),
+            switchover_seconds: add.seconds("kv_operator_switchover_seconds", "Time that a directive to lead took."),
+            is_leader: add.gauge("kv_operator_lease_held", "1 while this operator is the one that works."),
+            registry: registry.clone(),
+        };
+        Error::KINDS.iter().for_each(|kind| metrics.errors.with_label_values(&[kind]).inc_by(0));
+        SWITCH_REASONS.iter().for_each(|reason| metrics.switchovers.with_label_values(&[reason]).inc_by(0));
+        metrics
+    }
+}
+
+impl Metrics {
+    pub(crate) fn reconciled(&self, took: Duration, error: Option<&Error>) {
+        self.reconcile_seconds.observe(took.as_secs_f64());
+        if let Some(error) = error {
+            self.errors.with_label_values(&[error.kind()]).inc();
+        }
+    }
+
+    pub(crate) fn switched(&self, reason: &str, took: Duration) {
+        self.switchovers.with_label_values(&[reason]).inc();
+        self.switchover_seconds.observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn failed_over(&self) {
+        self.failovers.inc();
+    }
+
+    pub fn hold_lease(&self) {
+        self.is_leader.set(1);
+    }
+
+    /// Counted when they are asked for: a cluster that went is not counted any more.
+    pub(crate) fn render<'a>(&self, clusters: impl Iterator<Item = &'a KvCluster> + Clone) -> String {
+        self.clusters.set(i64::try_from(clusters.clone().count()).unwrap_or(i64::MAX));
+        for condition in ConditionType::ALL {
+            let has = |cluster: &&KvCluster| {
+                let conditions = cluster.status.iter().flat_map(|status| &status.conditions);
+                conditions.into_iter().any(|c| c.type_ == condition.as_str() && c.status == "True")
+            };
+            let count = i64::try_from(clusters.clone().filter(has).count()).unwrap_or(i64::MAX);
+            self.by_condition.with_label_values(&[condition.as_str()]).set(count);
+        }
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text).expect("a vector takes all");
+        String::from_utf8(text).expect("the format is text")
+    }
+}
+
+/// Creates metrics and registers them; a name given twice is a bug of this file.
+struct Declare<'a>(&'a Registry);
+
+impl Declare<'_> {
+    fn add<C: Collector + Clone + 'static>(&self, collector: prometheus::Result<C>) -> C {
+        let collector = collector.expect("names and labels are constants of this file");
+        self.0.register(Box::new(collector.clone())).expect("each name is declared once");
+        collector
+    }
+
+    fn counter(&self, name: &str, help: &str) -> IntCounter {
+        self.add(IntCounter::new(name, help))
+    }
+
+    fn counters(&self, name: &str, help: &str, label: &str) -> IntCounterVec {
+        self.add(IntCounterVec::new(Opts::new(name, help), &[label]))
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> IntGauge {
+        self.add(IntGauge::new(name, help))
+    }
+
+    fn gauges(&self, name: &str, help: &str, label: &str) -> IntGaugeVec {
+        self.add(IntGaugeVec::new(Opts::new(name, help), &[label]))
+    }
+
+    fn seconds(&self, name: &str, help: &str) -> Histogram {
+        let (first, factor, count) = RECONCILE_BUCKETS;
+        let buckets = prometheus::exponential_buckets(first, factor, count).expect("a positive first bucket");
+        self.add(Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::validate::tests::cluster;
+
+    #[test]
+    fn every_metric_is_there_before_anything_has_happened() {
+        let text = Metrics::default().render([cluster("{storage: {size: 1Gi}}")].iter());
+        for line in [
+            "kv_operator_clusters 1",
+            "kv_operator_clusters_by_condition{condition=\"Available\"} 0",
+            "kv_operator_reconcile_errors_total{kind=\"conflict\"} 0",
+            "kv_operator_switchovers_total{reason=\"drain\"} 0",
+            "kv_operator_failovers_total 0",
+        ] {
+            assert!(text.contains(line), "{line} is missing in\n{text}");
+        }
+    }
+}

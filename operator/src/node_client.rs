@@ -1,0 +1,167 @@
+//! The nodes' HTTP API, as far as the operator speaks it: status, and directives that carry what they
+//! were decided on. Every call has a short deadline; nothing is tried again here. What a node says is
+//! checked for form and believed about nobody's safety.
+
+use std::time::Duration;
+
+use kv_core::contract::SettingsChange;
+use kv_core::entry::EntryId;
+use kv_core::group::{ClusterId, MemberId, MemberInfo, Settings};
+use kv_core::status::NodeStatus;
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::error::NodeError;
+use crate::group::Addressee;
+use crate::plan::{Assignment, Founder};
+
+/// A status comes from memory; whoever is slower than this is unknown for now.
+const STATUS_MAX: Duration = Duration::from_secs(1);
+/// A directive waits for a hand-over (1.5 s) or for an entry to be committed.
+const DIRECTIVE_MAX: Duration = Duration::from_secs(4);
+const CONNECT_MAX: Duration = Duration::from_millis(500);
+/// Longest answer that is read, in bytes: a status of seven members is a few thousand.
+const ANSWER_BYTES_MAX: usize = 256 << 10;
+/// Longest refusal that is repeated, in characters.
+const DETAIL_CHARACTERS_MAX: usize = 300;
+
+/// Speaks to the nodes of all clusters; the connections are kept.
+#[derive(Debug, Clone)]
+pub struct NodeClient(reqwest::Client);
+
+/// The nodes of one cluster, with their token.
+#[derive(Debug)]
+pub struct Nodes<'a> {
+    client: &'a reqwest::Client,
+    token: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Target<'a> {
+    cluster_id: &'a ClusterId,
+    target_member_id: MemberId,
+    if_config_id: EntryId,
+}
+
+#[derive(Serialize)]
+struct JoinBody<'a> {
+    #[serde(flatten)]
+    target: Target<'a>,
+    #[serde(flatten)]
+    member: &'a MemberInfo,
+    role: &'static str,
+}
+
+#[derive(Serialize)]
+struct SettingsBody<'a> {
+    #[serde(flatten)]
+    target: Target<'a>,
+    settings: &'a SettingsChange,
+}
+
+#[derive(Serialize)]
+struct BootstrapBody<'a> {
+    cluster_id: &'a ClusterId,
+    voters: &'a [MemberInfo],
+    target_member_id: MemberId,
+    settings: Settings,
+}
+
+impl Default for NodeClient {
+    fn default() -> Self {
+        // Nodes speak plain HTTP: an image needs no CA roots.
+        let builder = reqwest::Client::builder().connect_timeout(CONNECT_MAX).no_proxy().tls_certs_only([]);
+        Self(builder.build().expect("nothing in this configuration depends on the machine"))
+    }
+}
+
+impl NodeClient {
+    pub fn with_token(&self, token: Option<String>) -> Nodes<'_> {
+        Nodes { client: &self.0, token }
+    }
+}
+
+impl Nodes<'_> {
+    pub async fn status(&self, pod: &str, url: &str) -> Result<NodeStatus, NodeError> {
+        let request = self.client.get(format!("{url}/status")).timeout(STATUS_MAX);
+        let body = answer(pod, request).await?;
+        serde_json::from_slice(&body)
+            .map_err(|error| NodeError::Garbage { pod: pod.to_owned(), why: error.to_string() })
+    }
+
+    pub async fn bootstrap(&self, node: &Founder, founding: &Assignment, settings: Settings) -> Result<(), NodeError> {
+        let Assignment { cluster_id, voters } = founding;
+        let body = BootstrapBody { cluster_id, voters, target_member_id: node.member_id, settings };
+        self.post(&node.pod, &node.url, "/cluster/bootstrap", &body).await
+    }
+
+    pub async fn add_learner(&self, leader: &Addressee, member: &MemberInfo) -> Result<(), NodeError> {
+        let body = JoinBody { target: target(leader), member, role: "learner" };
+        self.post(&leader.pod, &leader.url, "/cluster/members", &body).await
+    }
+
+    pub async fn promote(&self, leader: &Addressee, member: &MemberInfo) -> Result<(), NodeError> {
+        let body = JoinBody { target: target(leader), member, role: "voter" };
+        self.post(&leader.pod, &leader.url, "/cluster/members", &body).await
+    }
+
+    pub async fn remove(&self, leader: &Addressee, member_id: MemberId) -> Result<(), NodeError> {
+        let request = self.client.delete(format!("{}/cluster/members/{member_id}", leader.url));
+        self.direct(&leader.pod, request.json(&target(leader))).await
+    }
+
+    pub async fn lead(&self, node: &Addressee) -> Result<(), NodeError> {
+        self.post(&node.pod, &node.url, "/cluster/lead", &target(node)).await
+    }
+
+    pub async fn change_settings(&self, leader: &Addressee, settings: &SettingsChange) -> Result<(), NodeError> {
+        let body = SettingsBody { target: target(leader), settings };
+        self.post(&leader.pod, &leader.url, "/cluster/settings", &body).await
+    }
+
+    async fn post(&self, pod: &str, url: &str, path: &str, body: &impl Serialize) -> Result<(), NodeError> {
+        self.direct(pod, self.client.post(format!("{url}{path}")).json(body)).await
+    }
+
+    async fn direct(&self, pod: &str, request: reqwest::RequestBuilder) -> Result<(), NodeError> {
+        let request = match &self.token {
+            Some(token) => request.bearer_auth(token),
+            None => request,
+        };
+        answer(pod, request.timeout(DIRECTIVE_MAX)).await.map(drop)
+    }
+}
+
+fn target(node: &Addressee) -> Target<'_> {
+    let Addressee { pod: _, url: _, cluster_id, member_id, config_id } = node;
+    Target { cluster_id, target_member_id: *member_id, if_config_id: *config_id }
+}
+
+async fn answer(pod: &str, request: reqwest::RequestBuilder) -> Result<Vec<u8>, NodeError> {
+    let unreachable = |_| NodeError::Unreachable { pod: pod.to_owned() };
+    let mut response = request.send().await.map_err(unreachable)?;
+    let (status, code) = (response.status(), error_code(&response));
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
+        if body.len() + chunk.len() > ANSWER_BYTES_MAX {
+            return Err(NodeError::Garbage { pod: pod.to_owned(), why: format!("over {ANSWER_BYTES_MAX} bytes") });
+        }
+        body.extend_from_slice(&chunk);
+    }
+    if status.is_success() {
+        return Ok(body);
+    }
+    Err(NodeError::Refused { pod: pod.to_owned(), code, detail: detail(&body) })
+}
+
+fn error_code(response: &reqwest::Response) -> String {
+    let code = response.headers().get("x-kv-error").and_then(|value| value.to_str().ok());
+    code.map_or_else(|| response.status().as_u16().to_string(), str::to_owned)
+}
+
+fn detail(body: &[u8]) -> String {
+    let document: Value = serde_json::from_slice(body).unwrap_or_default();
+    let text = document["detail"].as_str().map(str::to_owned);
+    let text = text.unwrap_or_else(|| String::from_utf8_lossy(body).into_owned());
+    text.chars().take(DETAIL_CHARACTERS_MAX).collect()
+}

@@ -1,0 +1,354 @@
+//! What to do next: a pure function of what is desired, what was seen and what is remembered. At most one
+//! action that disturbs anybody in each plan; the next one is decided on what is seen after it. Never
+//! sees a Kubernetes client; a plan for a cluster at rest is empty.
+//!
+//! The order is that of danger: found the group, then its members, then who leads, then restarts.
+
+mod bootstrap;
+mod leadership;
+mod membership;
+mod rollout;
+#[cfg(test)]
+pub(crate) mod scene;
+mod volumes;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use kv_core::contract::SettingsChange;
+use kv_core::group::{ClusterId, MemberId, MemberInfo, Settings};
+
+use crate::crd::{PodRole, Reason};
+use crate::group::{Addressee, Group, addressee};
+use crate::names::Identity;
+use crate::observed::Observed;
+use crate::resources::{self, Child, Choices, Kind, spec_hash};
+use crate::validate::Desired;
+
+pub use leadership::Memory;
+
+/// How soon to look again while something is under way.
+const SOON: Duration = Duration::from_secs(1);
+/// How soon to look again at a cluster at rest: its status must be true within 10 s.
+const AT_REST: Duration = Duration::from_secs(5);
+
+/// What a plan draws from outside: a clock that never goes back, and chance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Draw {
+    /// Milliseconds since an arbitrary start.
+    pub now_ms: u64,
+    /// For a group that has to be founded.
+    pub cluster_id: ClusterId,
+    /// For a Secret that has to be minted.
+    pub token: String,
+    /// The operator's default, for a cluster without an image.
+    pub default_image: String,
+}
+
+/// What is to be written, and what that is good for.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Plan {
+    /// Children that are not as they should be, in the order in which they are written.
+    pub ensure: Vec<Child>,
+    /// Children that should not be.
+    pub remove: Vec<(Kind, String)>,
+    /// Claims that are to grow.
+    pub grow: Vec<Growth>,
+    /// The StatefulSet is to be deleted without its pods, since its claim template cannot be changed.
+    pub replace_set: bool,
+    /// Pods whose role label is wrong.
+    pub labels: Vec<RoleLabel>,
+    /// Who founds the group; written to the status before anybody is told.
+    pub assignment: Option<Assignment>,
+    /// What the nodes are told, or the one pod that is restarted.
+    pub directive: Option<Directive>,
+    /// What is under way, or why nothing can be.
+    pub progress: Option<Progress>,
+    /// Why nobody leads although somebody could.
+    pub leadership: Option<Progress>,
+    /// The image that the nodes are to run.
+    pub image: String,
+    /// Pods that run with the settings of the spec.
+    pub updated: u32,
+    pub memory: Memory,
+    /// When to look again at the latest.
+    pub next: Duration,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Growth {
+    pub claim: String,
+    /// As the spec says it.
+    pub size: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RoleLabel {
+    pub pod: String,
+    /// None: the label goes.
+    pub role: Option<PodRole>,
+}
+
+/// The body that founds a group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Assignment {
+    pub cluster_id: ClusterId,
+    pub voters: Vec<MemberInfo>,
+}
+
+/// A condition's reason and message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Progress {
+    pub reason: Reason,
+    pub message: String,
+}
+
+impl Progress {
+    fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into() }
+    }
+}
+
+/// One thing that nodes or the eviction API are asked to do. All can be asked again.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Directive {
+    /// The same body to every member that is empty.
+    Bootstrap {
+        nodes: Vec<Founder>,
+        assignment: Assignment,
+        settings: Settings,
+    },
+    /// A learner first; a voter, too, once the leader finds that it has caught up.
+    Join {
+        leader: Addressee,
+        member: MemberInfo,
+        voter: bool,
+    },
+    Remove {
+        leader: Addressee,
+        member_id: MemberId,
+        name: String,
+    },
+    /// By transfer while a leader lives, else by campaign.
+    Lead {
+        node: Addressee,
+        why: &'static str,
+    },
+    ChangeSettings {
+        leader: Addressee,
+        change: SettingsChange,
+    },
+    /// Through the eviction API.
+    Restart {
+        pod: String,
+        uid: String,
+    },
+}
+
+/// An empty node that is to be bootstrapped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Founder {
+    pub pod: String,
+    pub url: String,
+    pub member_id: MemberId,
+}
+
+/// What a part of the plan comes to.
+#[derive(Debug, Default)]
+struct Step {
+    directive: Option<Directive>,
+    progress: Option<Progress>,
+}
+
+impl Step {
+    fn waits(reason: Reason, message: impl Into<String>) -> Self {
+        Self { directive: None, progress: Some(Progress::new(reason, message)) }
+    }
+
+    fn does(directive: Directive, reason: Reason, message: impl Into<String>) -> Self {
+        Self { directive: Some(directive), progress: Some(Progress::new(reason, message)) }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.directive.is_none() && self.progress.is_none()
+    }
+}
+
+/// The whole plan for a spec that makes sense.
+pub fn plan(desired: &Desired, observed: &Observed, memory: &Memory, draw: &Draw) -> Plan {
+    let group = Group::seen(&desired.identity, observed);
+    let image = image(desired, observed, draw);
+    let mut plan = Plan { memory: memory.clone(), image: image.clone(), ..look(&desired.identity, observed) };
+    plan.updated = updated(desired, observed, &image);
+    if desired.spec.paused {
+        return plan;
+    }
+    if let Some(blocked) = ownership(observed) {
+        plan.progress = Some(blocked);
+        return plan;
+    }
+    let volumes = volumes::plan(desired, observed);
+    let choices = choices(desired, observed, group.as_ref(), draw, image, volumes.claim_size);
+    compare(desired, observed, &choices, &mut plan);
+    (plan.grow, plan.replace_set) = (volumes.grow, volumes.replace_set);
+    let spec_hash = spec_hash(desired, &choices.image);
+    let step = match &group {
+        None => {
+            let (assignment, step) = bootstrap::found(desired, observed, choices.set_replicas, draw);
+            plan.assignment = assignment;
+            step
+        }
+        Some(group) => govern(desired, observed, group, &spec_hash, draw, &mut plan),
+    };
+    plan.directive = step.directive;
+    plan.progress = step.progress.or(volumes.progress);
+    plan.next = if plan.is_at_rest() { AT_REST } else { SOON };
+    plan
+}
+
+/// What may always be done, whatever the spec says: the role labels.
+pub fn look(identity: &Identity, observed: &Observed) -> Plan {
+    let group = Group::seen(identity, observed);
+    Plan { labels: labels(observed, group.as_ref()), next: AT_REST, ..Plan::default() }
+}
+
+impl Plan {
+    /// Nothing to write, nothing under way.
+    fn is_at_rest(&self) -> bool {
+        self.ensure.is_empty()
+            && self.grow.is_empty()
+            && !self.replace_set
+            && self.assignment.is_none()
+            && self.directive.is_none()
+            && self.progress.is_none()
+            && self.leadership.is_none()
+    }
+}
+
+/// A group that exists: the first part that has something to do, or waits for something, has the turn.
+fn govern(
+    desired: &Desired,
+    observed: &Observed,
+    group: &Group<'_>,
+    spec_hash: &str,
+    draw: &Draw,
+    plan: &mut Plan,
+) -> Step {
+    let finish = bootstrap::finish(observed, group);
+    if !finish.is_idle() {
+        return finish;
+    }
+    let roll = rollout::outdated(observed, spec_hash);
+    let led = leadership::plan(desired, observed, group, &mut plan.memory, &roll, draw.now_ms);
+    plan.leadership = led.without_leader;
+    if group.leader.is_none() || led.step.directive.is_some() {
+        return led.step;
+    }
+    let parts = [
+        membership::plan(desired, observed, group),
+        settings(desired, group),
+        rollout::plan(desired, observed, group, &roll),
+        led.step,
+    ];
+    parts.into_iter().find(|step| !step.is_idle()).unwrap_or_default()
+}
+
+/// What decides what apply does is state of the group: an entry changes it.
+fn settings(desired: &Desired, group: &Group<'_>) -> Step {
+    let Some(leader) = group.leader else { return Step::default() };
+    let (present, wanted) = (leader.status.replica.settings, desired.settings);
+    let history = (present.history_limit != wanted.history_limit).then_some(wanted.history_limit);
+    let expiry = (present.dedup_expiry_seconds != wanted.dedup_expiry_seconds).then_some(wanted.dedup_expiry_seconds);
+    let Some(node) = addressee(leader.pod).filter(|_| history.is_some() || expiry.is_some()) else {
+        return Step::default();
+    };
+    let change = SettingsChange { history_limit: history, dedup_expiry_seconds: expiry, dedup_limit: None };
+    Step { directive: Some(Directive::ChangeSettings { leader: node, change }), progress: None }
+}
+
+/// Nothing is written while something of ours is somebody else's.
+fn ownership(observed: &Observed) -> Option<Progress> {
+    let named = |former: bool| -> Vec<String> {
+        let those = observed.foreign.iter().filter(|foreign| foreign.former == former);
+        those.map(|foreign| format!("{} {}", foreign.kind, foreign.name)).collect()
+    };
+    let (former, foreign) = (named(true), named(false));
+    if !foreign.is_empty() {
+        let message = format!("{} belongs to somebody else: delete it or choose another name", foreign.join(", "));
+        return Some(Progress::new(Reason::NameTaken, message));
+    }
+    let message = || format!("waiting for {} of a former cluster of this name to go", former.join(", "));
+    (!former.is_empty()).then(|| Progress::new(Reason::WaitingForOldChildren, message()))
+}
+
+/// The spec's, or what the cluster was created with: an operator's new default restarts nobody.
+fn image(desired: &Desired, observed: &Observed, draw: &Draw) -> String {
+    let seen = || observed.set().map(|set| set.image).or_else(|| observed.status.image.clone());
+    desired.spec.image.clone().or_else(seen).unwrap_or_else(|| draw.default_image.clone())
+}
+
+fn choices(
+    desired: &Desired,
+    observed: &Observed,
+    group: Option<&Group<'_>>,
+    draw: &Draw,
+    image: String,
+    claim_size: String,
+) -> Choices {
+    Choices {
+        image,
+        set_replicas: membership::set_replicas(desired, observed, group),
+        claim_size,
+        token: observed.token().unwrap_or_else(|| draw.token.clone()),
+        pod_monitors: observed.pod_monitors,
+    }
+}
+
+fn compare(desired: &Desired, observed: &Observed, choices: &Choices, plan: &mut Plan) {
+    let wanted = resources::children(desired, choices);
+    let is_met = |child: &Child| observed.child(child.kind, &child.name).is_some_and(|seen| child.is_met_by(seen));
+    let superfluous = observed.children.iter().map(|seen| (seen.kind, seen.name.clone()));
+    let superfluous = superfluous.filter(|(kind, name)| !wanted.iter().any(|w| w.kind == *kind && w.name == *name));
+    plan.remove = superfluous.collect();
+    plan.ensure = wanted.into_iter().filter(|child| !is_met(child)).collect();
+}
+
+fn updated(desired: &Desired, observed: &Observed, image: &str) -> u32 {
+    let hash = spec_hash(desired, image);
+    let updated = observed.pods.values().filter(|pod| pod.spec_hash.as_ref() == Some(&hash)).count();
+    u32::try_from(updated).expect("a handful")
+}
+
+/// Labels follow what nodes say; a pod that does not answer keeps its own, unless another leads.
+fn labels(observed: &Observed, group: Option<&Group<'_>>) -> Vec<RoleLabel> {
+    let leader = group.and_then(|group| group.leader).map(|leader| leader.ordinal);
+    let roles: BTreeMap<u32, Option<PodRole>> = observed
+        .pods
+        .iter()
+        .filter_map(|(ordinal, pod)| {
+            let role = match pod.status() {
+                Some(status) => role(group, status.replica.member_id, leader == Some(*ordinal)),
+                None if leader.is_some() && pod.role_label.as_deref() == Some(PodRole::Leader.as_str()) => None,
+                None => return None,
+            };
+            Some((*ordinal, role))
+        })
+        .collect();
+    let wrong = roles.into_iter().filter(|(ordinal, role)| {
+        let pod = &observed.pods[ordinal];
+        !pod.terminating && pod.role_label.as_deref() != role.map(PodRole::as_str)
+    });
+    wrong.map(|(ordinal, role)| RoleLabel { pod: observed.pods[&ordinal].name.clone(), role }).collect()
+}
+
+pub(crate) fn role(group: Option<&Group<'_>>, member: MemberId, leads: bool) -> Option<PodRole> {
+    let group = group?;
+    match () {
+        () if leads => Some(PodRole::Leader),
+        () if group.votes(member) => Some(PodRole::Follower),
+        () => group.record(member).map(|_| PodRole::Learner),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,218 @@
+//! Who is told to lead. A directive only starts a campaign or a hand-over: a majority of the nodes
+//! decides, so a late, repeated or wrong one costs no data. `spec.leader` is followed at once when it
+//! changes; given back after a loss only to a node that has been steady for a while.
+
+use kv_core::status::{NodeStatus, Role};
+
+use super::rollout::Outdated;
+use super::{Directive, Progress, Step};
+use crate::crd::{Failover, Reason};
+use crate::group::{Group, addressee};
+use crate::observed::Observed;
+use crate::validate::Desired;
+
+/// How long a wished leader must have been fit before leadership is given back to it; doubled each time
+/// it is lost again, up to the second number.
+const STEADY_MS: (u64, u64) = (60_000, 600_000);
+/// Pause between two directives to lead: a hand-over takes a second at most, and is answered later.
+const ASK_AGAIN_MS: u64 = 2_000;
+
+/// What is remembered of a cluster between two plans. Lost with the process, which costs only time.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// The `spec.leader` that was seen last, once anything was seen.
+    wish: Option<Option<u32>>,
+    /// The wish is new: it has not led yet.
+    is_new: bool,
+    /// Since when the wished leader has been fit without leading.
+    steady_since_ms: Option<u64>,
+    /// How long it must be; 0: as long as the first time.
+    patience_ms: u64,
+    asked_at_ms: Option<u64>,
+    /// Directives since anybody led: the candidates take turns.
+    asked: u32,
+}
+
+/// What leadership comes to.
+#[derive(Debug, Default)]
+pub(super) struct Led {
+    pub(super) step: Step,
+    /// Why nobody leads.
+    pub(super) without_leader: Option<Progress>,
+}
+
+pub(super) fn plan(
+    desired: &Desired,
+    observed: &Observed,
+    group: &Group<'_>,
+    memory: &mut Memory,
+    roll: &Outdated,
+    now_ms: u64,
+) -> Led {
+    memory.note_wish(desired.leader, observed);
+    let mut led = match group.leader {
+        Some(leader) => {
+            memory.asked = 0;
+            Led { step: with_leader(desired, observed, group, leader.ordinal, memory, roll, now_ms), ..Led::default() }
+        }
+        None => without_leader(desired, observed, group, memory),
+    };
+    if led.step.directive.is_some() {
+        if memory.asked_at_ms.is_some_and(|at| now_ms < at + ASK_AGAIN_MS) {
+            led.step.directive = None;
+        } else {
+            memory.asked_at_ms = Some(now_ms);
+            memory.asked += 1;
+        }
+    }
+    led
+}
+
+impl Memory {
+    /// A first look is no change, unless the group has never been led: then the wish is the first assignment.
+    fn note_wish(&mut self, wish: Option<u32>, observed: &Observed) {
+        let changed = match self.wish {
+            Some(known) => known != wish,
+            None => {
+                observed.status.leader.is_none() || observed.status.observed_generation != Some(observed.generation)
+            }
+        };
+        if changed {
+            *self = Self { is_new: wish.is_some(), asked_at_ms: None, ..Self::default() };
+        }
+        self.wish = Some(wish);
+    }
+
+    /// Whether the wished leader has been fit for long enough.
+    fn is_steady(&mut self, fit: bool, now_ms: u64) -> bool {
+        if !fit {
+            self.steady_since_ms = None;
+            return false;
+        }
+        let since = *self.steady_since_ms.get_or_insert(now_ms);
+        now_ms >= since + self.patience_ms.max(STEADY_MS.0)
+    }
+
+    fn gave_back(&mut self) {
+        self.patience_ms = (self.patience_ms.max(STEADY_MS.0) * 2).min(STEADY_MS.1);
+        self.steady_since_ms = None;
+    }
+}
+
+/// Somebody leads: whether another should.
+fn with_leader(
+    desired: &Desired,
+    observed: &Observed,
+    group: &Group<'_>,
+    leader: u32,
+    memory: &mut Memory,
+    roll: &Outdated,
+    now_ms: u64,
+) -> Step {
+    if desired.leader == Some(leader) {
+        (memory.is_new, memory.steady_since_ms) = (false, None);
+    }
+    if observed.pods[&leader].cordoned
+        && desired.spec.failover == Failover::Automatic
+        && let Some(node) = group.successor(|_| true)
+    {
+        let message = format!("{} takes over: the host of the leader is being drained", node.pod);
+        return Step::does(Directive::Lead { node, why: "drain" }, Reason::SwitchingOver, message);
+    }
+    match desired.leader.filter(|wished| *wished != leader) {
+        Some(wished) => towards(desired, observed, group, wished, memory, roll, now_ms),
+        None => Step::default(),
+    }
+}
+
+/// Leadership to the wished leader, by transfer: its target is picked before the old one stops.
+fn towards(
+    desired: &Desired,
+    observed: &Observed,
+    group: &Group<'_>,
+    wished: u32,
+    memory: &mut Memory,
+    roll: &Outdated,
+    now_ms: u64,
+) -> Step {
+    let name = desired.identity.pod(wished);
+    let pod = observed.pods.get(&wished);
+    let fit = pod.filter(|pod| {
+        let fit = pod
+            .status()
+            .is_some_and(|status| group.votes(status.replica.member_id) && group.is_fit(status.replica.member_id));
+        fit && pod.ready && !pod.terminating
+    });
+    let steady = memory.is_steady(fit.is_some_and(|pod| !pod.cordoned) && roll.is_over(), now_ms);
+    let Some(node) = fit.and_then(addressee) else {
+        let message = format!("{name} is to lead, but it is not a ready voter that has caught up");
+        return if memory.is_new { Step::waits(Reason::SwitchingOver, message) } else { Step::default() };
+    };
+    if !memory.is_new && !steady {
+        return Step::default();
+    }
+    if !memory.is_new {
+        memory.gave_back();
+    }
+    let message = format!("leadership moves to {name}");
+    Step::does(Directive::Lead { node, why: "spec.leader" }, Reason::SwitchingOver, message)
+}
+
+/// Nobody leads. With automatic failover the nodes see to it by themselves.
+fn without_leader(desired: &Desired, observed: &Observed, group: &Group<'_>, memory: &Memory) -> Led {
+    let told = match (desired.spec.failover, desired.leader) {
+        // The first assignment; after a loss they elect.
+        (Failover::Automatic, Some(wished)) if memory.is_new => {
+            only(desired, observed, group, wished).unwrap_or_default()
+        }
+        (Failover::Automatic, _) => Led::default(),
+        (Failover::Manual, Some(wished)) => match only(desired, observed, group, wished) {
+            Some(led) => led,
+            None => return Led { step: Step::default(), without_leader: Some(manual_leader_down(desired, wished)) },
+        },
+        (Failover::Manual, None) => most_advanced(desired, group, memory),
+    };
+    let reason = told
+        .without_leader
+        .unwrap_or_else(|| Progress::new(Reason::NoLeader, "no node leads with a majority behind it"));
+    Led { step: told.step, without_leader: Some(reason) }
+}
+
+/// Only the wished leader is directed; None: it cannot be.
+fn only(desired: &Desired, observed: &Observed, group: &Group<'_>, wished: u32) -> Option<Led> {
+    let pod = observed.pods.get(&wished)?;
+    let status = pod.status().filter(|status| group.votes(status.replica.member_id))?;
+    let directive = Directive::Lead { node: addressee(pod)?, why: "spec.leader" };
+    let name = desired.identity.pod(wished);
+    // A campaign that is under way needs no second directive.
+    let directive = (status.replica.role != Role::Candidate).then_some(directive);
+    let progress = Some(Progress::new(Reason::SwitchingOver, format!("{name} is told to lead")));
+    Some(Led { step: Step { directive, progress }, without_leader: None })
+}
+
+fn manual_leader_down(desired: &Desired, wished: u32) -> Progress {
+    let (cluster, namespace) = (&desired.identity.name, &desired.identity.namespace);
+    let name = desired.identity.pod(wished);
+    let message = format!(
+        "{name} is the manual leader and cannot lead; to let another lead: kubectl patch kvcluster {cluster} \
+         --namespace {namespace} --type merge --patch '{{\"spec\":{{\"leader\":\"<pod>\"}}}}'"
+    );
+    Progress::new(Reason::ManualLeaderDown, message)
+}
+
+/// The most advanced voter, once a majority answers and none of it has heard a leader for the time-out.
+/// The nodes refuse whoever is behind, so the next candidate is the next one's turn.
+fn most_advanced(desired: &Desired, group: &Group<'_>, memory: &Memory) -> Led {
+    let timeout_ms = u64::try_from(desired.live.heartbeat_timeout.as_millis()).unwrap_or(u64::MAX);
+    let hears = |status: &NodeStatus| status.replica.leader_heard_ms_ago.is_some_and(|ago| ago < timeout_ms);
+    if !group.majority_answers() || group.answering().any(|(_, status)| hears(status)) {
+        return Led::default();
+    }
+    let mut candidates: Vec<_> = group.answering().filter(|(_, s)| s.replica.quarantined.is_none()).collect();
+    candidates.sort_by_key(|(_, status)| std::cmp::Reverse((status.replica.durable_id, status.replica.epoch)));
+    let turn = memory.asked as usize % candidates.len().max(1);
+    let Some(node) = candidates.get(turn).and_then(|(voter, _)| addressee(voter.pod?)) else { return Led::default() };
+    let message = format!("{} is told to lead: nobody does, and it holds the most", node.pod);
+    let step = Step::does(Directive::Lead { node, why: "no leader" }, Reason::SwitchingOver, message);
+    Led { step, without_leader: None }
+}

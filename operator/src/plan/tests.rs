@@ -1,0 +1,117 @@
+//! The tables: a cluster in some state, and the one thing that is done about it.
+
+mod founding;
+mod leading;
+mod members;
+mod rolling;
+
+use super::scene::Scene;
+use super::*;
+use crate::observed::Foreign;
+
+const SPEC: &str = "{storage: {size: 1Gi}}";
+
+fn reason(plan: &Plan) -> Option<Reason> {
+    plan.progress.as_ref().map(|progress| progress.reason)
+}
+
+#[test]
+fn a_cluster_at_rest_needs_nothing() {
+    let plan = Scene::led(SPEC, 3, 1).plan();
+    assert_eq!((&plan.ensure, &plan.remove, &plan.labels), (&vec![], &vec![], &vec![]));
+    assert_eq!((plan.directive, plan.progress, plan.leadership, plan.assignment), (None, None, None, None));
+    assert_eq!((plan.updated, plan.next), (3, AT_REST));
+}
+
+#[test]
+fn a_paused_cluster_is_labelled_and_otherwise_left_alone() {
+    let mut scene = Scene::led("{paused: true, replicas: 5, storage: {size: 1Gi}}", 3, 1);
+    scene.observed.children.clear();
+    scene.pod(1).role_label = None;
+    let plan = scene.plan();
+    assert_eq!(plan.labels, [RoleLabel { pod: "demo-1".to_owned(), role: Some(PodRole::Leader) }]);
+    assert_eq!((plan.ensure, plan.directive), (vec![], None));
+}
+
+#[test]
+fn a_child_that_was_changed_or_deleted_by_hand_is_written_again() {
+    let mut scene = Scene::led(SPEC, 3, 1);
+    scene.observed.children.retain(|child| child.kind != Kind::ConfigMap);
+    let service = scene.observed.children.iter_mut().find(|child| child.name == "demo-leader").unwrap();
+    service.object["spec"]["selector"]["kvcluster.dev/role"] = "follower".into();
+    let written: Vec<String> = scene.plan().ensure.into_iter().map(|child| child.name).collect();
+    assert_eq!(written, ["demo", "demo-leader"]);
+}
+
+#[test]
+fn the_token_that_was_minted_stays() {
+    let mut scene = Scene::nothing(SPEC);
+    assert_eq!(scene.plan().ensure[0].object["data"]["token"], "ZHJhd24tdG9rZW4=");
+    scene.settle_children(3);
+    assert!(scene.plan().ensure.is_empty());
+}
+
+#[test]
+fn the_image_of_a_cluster_without_one_stays_when_the_default_changes() {
+    let mut scene = Scene::led(SPEC, 3, 1);
+    scene.draw.default_image = "kvcluster/kv-node:2".to_owned();
+    let plan = scene.plan();
+    assert_eq!((plan.image.as_str(), plan.ensure, plan.directive), (super::scene::IMAGE, vec![], None));
+}
+
+#[test]
+fn nothing_is_written_while_a_name_is_taken() {
+    let mut scene = Scene::nothing(SPEC);
+    let foreign = Foreign { kind: "StatefulSet", name: "demo".to_owned(), former: false };
+    scene.observed.foreign = vec![foreign.clone()];
+    let plan = scene.plan();
+    assert_eq!((reason(&plan), plan.ensure), (Some(Reason::NameTaken), vec![]));
+    scene.observed.foreign = vec![Foreign { former: true, ..foreign }];
+    let plan = scene.plan();
+    assert_eq!((reason(&plan), plan.ensure), (Some(Reason::WaitingForOldChildren), vec![]));
+}
+
+#[test]
+fn settings_of_the_group_are_changed_by_an_entry() {
+    let mut scene = Scene::led("{historyLimit: 7, storage: {size: 1Gi}}", 3, 1);
+    let Some(Directive::ChangeSettings { leader, change }) = scene.plan().directive else { panic!() };
+    assert_eq!(leader.pod, "demo-1");
+    assert_eq!((change.history_limit, change.dedup_expiry_seconds, change.dedup_limit), (Some(7), None, None));
+}
+
+#[test]
+fn claims_grow_first_then_the_set_is_replaced_without_its_pods() {
+    let mut scene = Scene::led(SPEC, 3, 1);
+    scene.desired.spec.storage.size.0 = "2Gi".to_owned();
+    scene.desired.storage_bytes = 2 << 30;
+    let plan = scene.plan();
+    assert_eq!(plan.grow.len(), 3);
+    assert!(!plan.replace_set && plan.ensure.iter().all(|child| child.kind != Kind::StatefulSet), "{plan:#?}");
+    assert_eq!(reason(&plan), Some(Reason::Growing));
+    scene.observed.claims.values_mut().for_each(|claim| claim.requested = 2 << 30);
+    let plan = scene.plan();
+    assert!(plan.grow.is_empty() && plan.replace_set);
+    scene.observed.claims.values_mut().for_each(|claim| claim.capacity = Some(2 << 30));
+    scene.observed.children.retain(|child| child.kind != Kind::StatefulSet);
+    let plan = scene.plan();
+    let set = plan.ensure.iter().find(|child| child.kind == Kind::StatefulSet).unwrap();
+    assert_eq!(set.object["spec"]["volumeClaimTemplates"][0]["spec"]["resources"]["requests"]["storage"], "2Gi");
+    assert!(!plan.replace_set);
+}
+
+#[test]
+fn a_full_disk_can_grow_while_nobody_answers() {
+    let mut scene = Scene::led(SPEC, 3, 1);
+    (0..3).for_each(|ordinal| scene.silence(ordinal));
+    scene.desired.spec.storage.size.0 = "2Gi".to_owned();
+    scene.desired.storage_bytes = 2 << 30;
+    assert_eq!(scene.plan().grow.len(), 3);
+}
+
+#[test]
+fn a_deposed_leader_that_went_silent_loses_the_label() {
+    let mut scene = Scene::led(SPEC, 3, 1);
+    scene.pod(0).role_label = Some("leader".to_owned());
+    scene.silence(0);
+    assert_eq!(scene.plan().labels, [RoleLabel { pod: "demo-0".to_owned(), role: None }]);
+}

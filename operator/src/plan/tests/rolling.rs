@@ -1,0 +1,97 @@
+//! Restarts, one at a time.
+
+use super::*;
+
+const NEW_IMAGE: &str = "{image: 'kvcluster/kv-node:2', storage: {size: 1Gi}}";
+const SUPERVISED: &str = "{updateStrategy: Supervised, image: 'kvcluster/kv-node:2', storage: {size: 1Gi}}";
+
+/// All pods run with an older image.
+fn outdated(spec: &str, pods: u32, leader: u32) -> Scene {
+    let mut scene = Scene::led(spec, pods, leader);
+    (0..pods).for_each(|ordinal| scene.pod(ordinal).spec_hash = Some("old".to_owned()));
+    scene
+}
+
+fn update(scene: &mut Scene, ordinal: u32) {
+    let hash = spec_hash(&scene.desired, "kvcluster/kv-node:2");
+    scene.pod(ordinal).spec_hash = Some(hash);
+}
+
+fn restarted(plan: &Plan) -> Option<&str> {
+    match &plan.directive {
+        Some(Directive::Restart { pod, .. }) => Some(pod.as_str()),
+        _ => None,
+    }
+}
+
+#[test]
+fn followers_are_restarted_first_the_most_lagging_one_before_the_others() {
+    let mut scene = outdated(NEW_IMAGE, 3, 1);
+    scene.record(0, |record| record.lag = 10);
+    let plan = scene.plan();
+    assert_eq!((restarted(&plan), reason(&plan), plan.updated), (Some("demo-0"), Some(Reason::Rolling), 0));
+    update(&mut scene, 0);
+    assert_eq!(restarted(&scene.plan()), Some("demo-2"));
+}
+
+#[test]
+fn the_leader_is_last_and_hands_over_first() {
+    let mut scene = outdated(NEW_IMAGE, 3, 1);
+    update(&mut scene, 0);
+    update(&mut scene, 2);
+    let Some(Directive::Lead { node, .. }) = scene.plan().directive else { panic!() };
+    assert_eq!(node.pod, "demo-0");
+}
+
+#[test]
+fn nobody_is_restarted_while_a_voter_is_missing_behind_or_not_ready() {
+    let mut scene = outdated(NEW_IMAGE, 3, 1);
+    scene.silence(0);
+    assert_eq!(restarted(&scene.plan()), None);
+    let mut scene = outdated(NEW_IMAGE, 3, 1);
+    scene.record(0, |record| record.lag = 100_000);
+    assert_eq!(restarted(&scene.plan()), None);
+    let mut scene = outdated(NEW_IMAGE, 3, 1);
+    scene.pod(0).terminating = true;
+    assert_eq!(restarted(&scene.plan()), None);
+}
+
+#[test]
+fn an_image_that_crashes_stops_the_roll_and_going_back_replaces_that_pod_alone() {
+    let mut scene = outdated(NEW_IMAGE, 3, 1);
+    update(&mut scene, 2);
+    scene.silence(2);
+    scene.pod(2).trouble = Some("CrashLoopBackOff".to_owned());
+    let plan = scene.plan();
+    assert_eq!((restarted(&plan), reason(&plan)), (None, Some(Reason::RolloutStuck)));
+    let mut back = Scene::led(SPEC, 3, 1);
+    back.silence(2);
+    back.pod(2).trouble = Some("CrashLoopBackOff".to_owned());
+    back.pod(2).spec_hash = Some("crashing".to_owned());
+    assert_eq!(restarted(&back.plan()), Some("demo-2"));
+}
+
+#[test]
+fn supervised_rolls_followers_and_waits_for_a_person() {
+    let mut scene = outdated(SUPERVISED, 3, 1);
+    assert_eq!(restarted(&scene.plan()), Some("demo-2"));
+    update(&mut scene, 0);
+    update(&mut scene, 2);
+    let plan = scene.plan();
+    assert_eq!((plan.directive.as_ref(), reason(&plan)), (None, Some(Reason::WaitingForSwitchover)));
+    let message = plan.progress.unwrap().message;
+    assert!(message.contains("spec.leader"), "{message}");
+}
+
+#[test]
+fn a_group_of_one_is_restarted_as_it_is() {
+    let mut scene = outdated("{replicas: 1, image: 'kvcluster/kv-node:2', storage: {size: 1Gi}}", 1, 0);
+    assert_eq!(restarted(&scene.plan()), Some("demo-0"));
+}
+
+#[test]
+fn nobody_is_restarted_without_a_leader() {
+    let mut scene = Scene::leaderless(NEW_IMAGE, 3);
+    (0..3).for_each(|ordinal| scene.pod(ordinal).spec_hash = Some("old".to_owned()));
+    assert_eq!(restarted(&scene.plan()), None);
+}

@@ -1,0 +1,200 @@
+//! The conditions: each a function of the facts. Unknown where nobody could say.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kv_core::quorum::majority;
+
+use crate::apply::Applied;
+use crate::crd::{ConditionType, KvClusterSpec, Reason};
+use crate::error::Error;
+use crate::group::{CAUGHT_UP_ENTRIES, Group};
+use crate::names::Identity;
+use crate::observed::{Observed, PodSeen};
+use crate::plan::Progress;
+use crate::validate::{self, Problem};
+
+/// A volume with less free than this is nearly full, in percent of what its node uses and has free.
+const NEARLY_FULL_PERCENT: u64 = 10;
+/// Longest message, in characters; Kubernetes allows 32,768.
+const MESSAGE_CHARACTERS_MAX: usize = 1000;
+
+/// What conditions are made from.
+#[derive(Debug)]
+pub struct Facts<'a> {
+    pub identity: &'a Identity,
+    pub spec: &'a KvClusterSpec,
+    pub observed: &'a Observed,
+    pub group: Option<&'a Group<'a>>,
+    pub applied: &'a Applied,
+    pub problems: &'a [Problem],
+}
+
+/// True, False or Unknown, and why.
+struct Finding {
+    status: &'static str,
+    reason: Reason,
+    message: String,
+}
+
+fn is(reason: Reason, message: impl Into<String>) -> Finding {
+    Finding { status: "True", reason, message: message.into() }
+}
+
+fn is_not(reason: Reason, message: impl Into<String>) -> Finding {
+    Finding { status: "False", reason, message: message.into() }
+}
+
+fn unknown(reason: Reason, message: impl Into<String>) -> Finding {
+    Finding { status: "Unknown", reason, message: message.into() }
+}
+
+/// A transition's time stays while its status does.
+pub(super) fn conditions(facts: &Facts<'_>, old: &[Condition], now: &Time) -> Vec<Condition> {
+    let all = ConditionType::ALL.iter().map(|kind| {
+        let Finding { status, reason, message } = match kind {
+            ConditionType::Available => available(facts),
+            ConditionType::QuorumHealthy => quorum_healthy(facts),
+            ConditionType::Progressing => progressing(facts),
+            ConditionType::Degraded => degraded(facts),
+            ConditionType::Paused => paused(facts),
+            ConditionType::SpecInvalid => spec_invalid(facts),
+        };
+        let before = old.iter().find(|condition| condition.type_ == kind.as_str() && condition.status == status);
+        Condition {
+            type_: kind.as_str().to_owned(),
+            status: status.to_owned(),
+            reason: reason.as_str().to_owned(),
+            message: message.chars().take(MESSAGE_CHARACTERS_MAX).collect(),
+            last_transition_time: before.map_or(now, |condition| &condition.last_transition_time).clone(),
+            observed_generation: facts.applied.cluster.metadata.generation,
+        }
+    });
+    all.collect()
+}
+
+fn available(facts: &Facts<'_>) -> Finding {
+    let Some(group) = facts.group else {
+        // What answered before and does not now may be well.
+        let known = facts.observed.status.epoch.is_some();
+        let why = why_no_group(facts);
+        return if known { unknown(Reason::WaitingForMembers, why) } else { is_not(Reason::WaitingForMembers, why) };
+    };
+    if let Some(leader) = group.leader {
+        return match facts.observed.pods.values().any(|pod| pod.ready) {
+            true => is(Reason::LeaderConfirmed, format!("{} leads, and a majority confirms it", leader.pod.name)),
+            false => is_not(Reason::WaitingForMembers, "no pod is ready yet"),
+        };
+    }
+    let (answering, needed) = (group.answering().count(), majority(group.voters.len()));
+    let count = format!("{answering} of {} voters answer, {needed} are needed", group.voters.len());
+    match &facts.applied.leadership {
+        Some(Progress { reason: Reason::ManualLeaderDown, message }) => {
+            is_not(Reason::ManualLeaderDown, message.clone())
+        }
+        _ if answering >= needed => is_not(Reason::NoLeader, "no node leads with a majority behind it"),
+        _ if gone(facts, group) > group.voters.len() - needed => is_not(Reason::QuorumLost, count),
+        _ => unknown(Reason::WaitingForMembers, count),
+    }
+}
+
+/// Voters that certainly do not run: no pod, or one that cannot.
+fn gone(facts: &Facts<'_>, group: &Group<'_>) -> usize {
+    let is_gone = |pod: Option<&PodSeen>| pod.is_none_or(|pod| pod.trouble.is_some() && !pod.ready);
+    let pods = group.voters.iter().map(|voter| voter.ordinal.and_then(|ordinal| facts.observed.pods.get(&ordinal)));
+    pods.filter(|pod| is_gone(*pod)).count()
+}
+
+fn why_no_group(facts: &Facts<'_>) -> String {
+    let progress = facts.applied.progress.as_ref().map(|progress| progress.message.clone());
+    let trouble = facts.observed.pods.values().find_map(|pod| Some(format!("{}: {}", pod.name, pod.trouble.as_ref()?)));
+    let problem = facts.problems.first().map(|problem| problem.message.clone());
+    problem.or(trouble).or(progress).unwrap_or_else(|| "no node answers".to_owned())
+}
+
+fn quorum_healthy(facts: &Facts<'_>) -> Finding {
+    let Some(group) = facts.group.filter(|group| group.leader.is_some()) else {
+        return unknown(Reason::MembersMissing, "nobody leads who could say");
+    };
+    let missing = group.missing();
+    if !missing.is_empty() {
+        return is_not(Reason::MembersMissing, format!("missing or behind: {}", missing.join(", ")));
+    }
+    match group.voters.len() {
+        voters @ (1 | 2) => is_not(Reason::NoVoterCanBeLost, format!("{voters} of {voters} voters are needed")),
+        voters => is(Reason::AllVotersReachable, format!("all {voters} voters are reachable and caught up")),
+    }
+}
+
+fn progressing(facts: &Facts<'_>) -> Finding {
+    match (&facts.applied.progress, &facts.applied.error) {
+        (Some(Progress { reason, message }), Some(error)) => is(*reason, format!("{message}; {error}")),
+        (Some(Progress { reason, message }), None) => is(*reason, message.clone()),
+        (None, Some(error)) => is(Reason::Retrying, error.to_string()),
+        (None, None) => is_not(Reason::Stable, "nothing is to be done"),
+    }
+}
+
+fn degraded(facts: &Facts<'_>) -> Finding {
+    let unavailable = of_pods(facts, |pod| {
+        let trouble = pod.trouble.as_ref().filter(|trouble| trouble.contains("volume"))?;
+        let (claim, name) = (facts.identity.claim(facts.identity.ordinal(&pod.name)?), &pod.name);
+        Some(format!(
+            "{trouble} (if its volume is lost: kubectl delete pvc {claim} --wait=false; kubectl delete pod {name})"
+        ))
+    });
+    let corrupt = of_pods(facts, |pod| {
+        let status = pod.status()?;
+        let places = status.corruption.damaged_places;
+        let quarantined = status.replica.quarantined.as_ref().map(|why| format!("quarantined: {why}"));
+        quarantined.or_else(|| (places > 0).then(|| format!("{places} damaged places were found")))
+    });
+    let full = of_pods(facts, |pod| {
+        let disk = &pod.status()?.disk;
+        let free = disk.available_bytes?;
+        let nearly = free < (disk.used_bytes + free) / 100 * NEARLY_FULL_PERCENT;
+        (disk.full || nearly).then(|| format!("{} MiB are free", free >> 20))
+    });
+    let lagging = of_pods(facts, |pod| {
+        let record = facts.group?.record(pod.status()?.replica.member_id)?;
+        (record.lag > CAUGHT_UP_ENTRIES).then(|| format!("{} entries behind", record.lag))
+    });
+    let found = [
+        (Reason::VolumeUnavailable, unavailable),
+        (Reason::CorruptionFound, corrupt),
+        (Reason::DiskNearlyFull, full),
+        (Reason::MemberLagging, lagging),
+    ];
+    let first = found.into_iter().find(|(_, places)| !places.is_empty());
+    first.map_or_else(
+        || is_not(Reason::AllMembersFine, "no member that answers is behind, damaged or short of space"),
+        |(reason, places)| is(reason, places.join("; ")),
+    )
+}
+
+fn of_pods(facts: &Facts<'_>, say: impl Fn(&PodSeen) -> Option<String>) -> Vec<String> {
+    facts.observed.pods.values().filter_map(|pod| Some(format!("{}: {}", pod.name, say(pod)?))).collect()
+}
+
+fn paused(facts: &Facts<'_>) -> Finding {
+    if facts.spec.paused {
+        is(Reason::PausedBySpec, "spec.paused is set: nothing is changed until it is unset")
+    } else {
+        is_not(Reason::NotPaused, "")
+    }
+}
+
+fn spec_invalid(facts: &Facts<'_>) -> Finding {
+    if let Some(first) = facts.problems.first() {
+        let messages: Vec<&str> = facts.problems.iter().map(|problem| problem.message.as_str()).collect();
+        return is(first.reason, format!("{}; what ran before goes on", messages.join("; ")));
+    }
+    match (&facts.applied.progress, &facts.applied.error) {
+        (Some(Progress { reason: Reason::NameTaken, message }), _) => is(Reason::NameTaken, message.clone()),
+        (_, Some(Error::Write { what, source })) if what.starts_with("claim ") => {
+            is(Reason::StorageCannotGrow, format!("{what}: {source}"))
+        }
+        _ => match validate::warning(facts.spec) {
+            Some(warning) => is_not(Reason::EvenReplicas, warning),
+            None => is_not(Reason::Valid, ""),
+        },
+    }
+}

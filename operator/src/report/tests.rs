@@ -1,0 +1,133 @@
+//! Statuses of clusters in some state.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::jiff::Timestamp;
+
+use super::*;
+use crate::crd::{ConditionType, Reason};
+use crate::observed::Answer;
+use crate::plan::scene::Scene;
+use crate::validate::tests::cluster;
+
+const SPEC: &str = "{storage: {size: 1Gi}}";
+
+fn now() -> Time {
+    Time(Timestamp::UNIX_EPOCH)
+}
+
+/// The status after the plan of the scene was carried out.
+fn reported(scene: &mut Scene, spec: &str) -> KvClusterStatus {
+    let plan = scene.plan();
+    let applied = Applied {
+        cluster: KvCluster { status: Some(scene.observed.status.clone()), ..cluster(spec) },
+        progress: plan.progress,
+        leadership: plan.leadership,
+        image: plan.image,
+        updated: plan.updated,
+        memory: plan.memory,
+        switched: None,
+        error: None,
+    };
+    status(&scene.desired.identity, &scene.observed, &applied, &[], &now())
+}
+
+#[track_caller]
+fn assert_condition(status: &KvClusterStatus, kind: ConditionType, value: &str, reason: Reason) {
+    let condition: &Condition = status.conditions.iter().find(|c| c.type_ == kind.as_str()).unwrap();
+    assert_eq!((condition.status.as_str(), condition.reason.as_str()), (value, reason.as_str()), "{condition:?}");
+}
+
+#[test]
+fn a_cluster_at_rest_is_available_and_stable() {
+    let status = reported(&mut Scene::led(SPEC, 3, 1), SPEC);
+    assert_eq!((status.leader.as_deref(), status.epoch, status.ready_replicas), (Some("demo-1"), Some(3), 3));
+    assert_eq!(status.followers, ["demo-0", "demo-2"]);
+    assert_condition(&status, ConditionType::Available, "True", Reason::LeaderConfirmed);
+    assert_condition(&status, ConditionType::QuorumHealthy, "True", Reason::AllVotersReachable);
+    assert_condition(&status, ConditionType::Progressing, "False", Reason::Stable);
+    assert_condition(&status, ConditionType::Degraded, "False", Reason::AllMembersFine);
+}
+
+#[test]
+fn a_silent_voter_is_named_and_the_cluster_stays_available() {
+    let mut scene = Scene::led(SPEC, 3, 1);
+    scene.silence(2);
+    let status = reported(&mut scene, SPEC);
+    assert_condition(&status, ConditionType::Available, "True", Reason::LeaderConfirmed);
+    assert_condition(&status, ConditionType::QuorumHealthy, "False", Reason::MembersMissing);
+    assert_eq!(status.members[2].message.as_deref(), Some("timed out"));
+}
+
+#[test]
+fn silence_is_unknown_and_pods_that_cannot_run_are_a_lost_majority() {
+    let mut scene = Scene::leaderless(SPEC, 3);
+    (1..3).for_each(|ordinal| scene.silence(ordinal));
+    assert_condition(&reported(&mut scene, SPEC), ConditionType::Available, "Unknown", Reason::WaitingForMembers);
+    (1..3).for_each(|ordinal| scene.pod(ordinal).trouble = Some("CrashLoopBackOff".to_owned()));
+    assert_condition(&reported(&mut scene, SPEC), ConditionType::Available, "False", Reason::QuorumLost);
+}
+
+#[test]
+fn a_cluster_that_nobody_answers_for_is_unknown() {
+    let mut scene = Scene::led(SPEC, 3, 1);
+    (0..3).for_each(|ordinal| scene.silence(ordinal));
+    let status = reported(&mut scene, SPEC);
+    assert_condition(&status, ConditionType::Available, "Unknown", Reason::WaitingForMembers);
+    assert_eq!((status.cluster_id.as_deref(), status.epoch), (Some("c1"), Some(3)), "what was known stays");
+}
+
+#[test]
+fn before_the_group_exists_its_assignment_stays_in_the_status() {
+    let mut scene = Scene::empty(SPEC, 3);
+    let first = reported(&mut scene, SPEC);
+    assert!(first.members.iter().all(|member| !member.voter), "not assigned yet");
+    scene.observed.status = first;
+    scene.observed.status.cluster_id = Some("c9".to_owned());
+    scene.observed.status.members.iter_mut().for_each(|member| member.voter = true);
+    let again = reported(&mut scene, SPEC);
+    assert!(again.members.iter().all(|member| member.voter && member.member_id.is_some()));
+    scene.pod(1).answer = Answer::Unknown("timed out".to_owned());
+    assert!(reported(&mut scene, SPEC).members[1].voter, "silence takes no vote away");
+    let other = crate::plan::scene::status(7, kv_core::status::Role::Uninitialised, None, &[]);
+    scene.answers(1, other);
+    assert!(!reported(&mut scene, SPEC).members[1].voter, "another volume was not assigned");
+}
+
+#[test]
+fn positions_alone_are_written_rarely_and_other_changes_at_once() {
+    let mut scene = Scene::led(SPEC, 3, 1);
+    let status = reported(&mut scene, SPEC);
+    let stored = KvCluster { status: Some(status.clone()), ..cluster(SPEC) };
+    assert_eq!(changed(&stored, status.clone(), None), None);
+    let mut moved = status.clone();
+    moved.members[0].last_id = Some(101);
+    assert_eq!(changed(&stored, moved.clone(), Some(Duration::from_secs(9))), None);
+    assert!(changed(&stored, moved.clone(), Some(Duration::from_secs(10))).is_some());
+    moved.ready_replicas = 2;
+    assert!(changed(&stored, moved, Some(Duration::ZERO)).is_some());
+}
+
+#[test]
+fn a_transition_keeps_its_time_until_the_next_one() {
+    let mut scene = Scene::led(SPEC, 3, 1);
+    scene.observed.status = reported(&mut scene, SPEC);
+    let later = Time(Timestamp::from_second(60).unwrap());
+    let plan = scene.plan();
+    scene.silence(2);
+    let applied = Applied {
+        cluster: KvCluster { status: Some(scene.observed.status.clone()), ..cluster(SPEC) },
+        progress: None,
+        leadership: None,
+        image: plan.image,
+        updated: 3,
+        memory: plan.memory,
+        switched: None,
+        error: None,
+    };
+    let status = status(&scene.desired.identity, &scene.observed, &applied, &[], &later);
+    let time = |kind: ConditionType| {
+        let condition = status.conditions.iter().find(|c| c.type_ == kind.as_str()).unwrap();
+        condition.last_transition_time.clone()
+    };
+    assert_eq!((time(ConditionType::Available), time(ConditionType::QuorumHealthy)), (now(), later));
+}

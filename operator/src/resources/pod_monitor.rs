@@ -1,0 +1,18 @@
+//! The PodMonitor of the Prometheus operator; written only where its kind is installed.
+
+use serde_json::{Value, json};
+
+use super::{metadata, pods};
+use crate::validate::Desired;
+
+pub(super) fn build(desired: &Desired) -> Value {
+    json!({
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "PodMonitor",
+        "metadata": metadata(desired, desired.identity.name.clone()),
+        "spec": {
+            "selector": pods(&desired.identity),
+            "podMetricsEndpoints": [{ "port": "http", "path": "/metrics" }],
+        },
+    })
+}

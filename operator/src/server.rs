@@ -1,0 +1,43 @@
+//! The operator's own port: metrics and probes. Ready means that the watches work, not that this one
+//! of several operators holds the Lease.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::IntoResponse;
+use axum::routing::get;
+use kube::core::DeserializeGuard;
+use kube::runtime::reflector::Store;
+
+use crate::crd::KvCluster;
+use crate::metrics::Metrics;
+
+#[derive(Clone)]
+struct App {
+    metrics: Arc<Metrics>,
+    clusters: Store<DeserializeGuard<KvCluster>>,
+}
+
+/// Serves until the process ends.
+pub async fn serve(
+    address: SocketAddr,
+    metrics: Arc<Metrics>,
+    clusters: Store<DeserializeGuard<KvCluster>>,
+) -> std::io::Result<()> {
+    let router = Router::new()
+        .route("/livez", get(async || "ok"))
+        .route("/readyz", get(async || "ok"))
+        .route("/metrics", get(render))
+        .with_state(App { metrics, clusters });
+    let listener = tokio::net::TcpListener::bind(address).await?;
+    axum::serve(listener, router).await
+}
+
+async fn render(State(app): State<App>) -> impl IntoResponse {
+    let clusters = app.clusters.state();
+    let text = app.metrics.render(clusters.iter().filter_map(|guarded| guarded.0.as_ref().ok()));
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4")], text)
+}

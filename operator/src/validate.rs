@@ -1,0 +1,189 @@
+//! From a KvCluster to what is desired, or what is wrong with it: what the schema's rules cannot see, or
+//! what was stored before they existed. Pure; called once in every reconcile, before anything else.
+
+use std::time::Duration;
+
+use kube::ResourceExt;
+use kv_core::group::Settings;
+
+use crate::crd::{KvCluster, KvClusterSpec, Reason};
+use crate::names::Identity;
+use crate::units;
+
+/// Part of a volume that nodes may fill: the rest is for compaction, which copies what it keeps, and for deletes.
+const STORAGE_LIMIT_PERCENT: u64 = 80;
+/// Most nodes of a cluster; the schema says the same.
+const REPLICAS_MAX: i32 = 7;
+
+/// A spec that makes sense, with its values read.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Desired {
+    pub identity: Identity,
+    pub spec: KvClusterSpec,
+    pub replicas: u32,
+    /// The ordinal of `spec.leader`.
+    pub leader: Option<u32>,
+    pub live: Live,
+    pub settings: Settings,
+    pub segment_bytes: u64,
+    pub storage_bytes: u64,
+}
+
+/// Settings of each node that are changed while it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Live {
+    pub heartbeat_interval: Duration,
+    pub heartbeat_timeout: Duration,
+    pub storage_limit_bytes: u64,
+    pub compaction_enabled: bool,
+    pub compaction_interval: Duration,
+    pub min_compaction_interval: Duration,
+}
+
+/// Why a spec cannot be carried out, for its author.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    pub reason: Reason,
+    pub message: String,
+}
+
+/// All that is wrong is told at once.
+pub fn validate(cluster: &KvCluster) -> Result<Desired, Vec<Problem>> {
+    let identity = identity(cluster);
+    let spec = &cluster.spec;
+    let mut problems = Vec::new();
+    let leader = leader(&identity, spec).unwrap_or_else(|problem| {
+        problems.push(problem);
+        None
+    });
+    if !(1..=REPLICAS_MAX).contains(&spec.replicas) {
+        problems.push(bad(format!("spec.replicas is {}: it must be 1 to {REPLICAS_MAX}", spec.replicas)));
+    }
+    let mut read = Reader(&mut problems);
+    let storage_bytes = read.bytes("spec.storage.size", &spec.storage.size.0);
+    let live = Live {
+        heartbeat_interval: read.duration("spec.heartbeat.interval", &spec.heartbeat.interval),
+        heartbeat_timeout: read.duration("spec.heartbeat.timeout", &spec.heartbeat.timeout),
+        storage_limit_bytes: storage_bytes / 100 * STORAGE_LIMIT_PERCENT,
+        compaction_enabled: spec.compaction.enabled,
+        compaction_interval: read.duration("spec.compaction.interval", &spec.compaction.interval),
+        min_compaction_interval: read.duration("spec.compaction.minInterval", &spec.compaction.min_interval),
+    };
+    let segment_bytes = read.bytes("spec.wal.maxSegmentSize", &spec.wal.max_segment_size.0);
+    let settings = Settings {
+        history_limit: u32::try_from(spec.history_limit).unwrap_or_default(),
+        dedup_expiry_seconds: read.duration("spec.dedupExpiry", &spec.dedup_expiry).as_secs(),
+        ..Settings::default()
+    };
+    if let Err(why) = settings.check() {
+        problems.push(bad(format!("spec: {why}")));
+    }
+    if live.heartbeat_timeout <= live.heartbeat_interval {
+        problems.push(bad("spec.heartbeat.timeout must be longer than spec.heartbeat.interval".to_owned()));
+    }
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+    let replicas = u32::try_from(spec.replicas).expect("checked above");
+    Ok(Desired { identity, spec: spec.clone(), replicas, leader, live, settings, segment_bytes, storage_bytes })
+}
+
+pub(crate) fn identity(cluster: &KvCluster) -> Identity {
+    Identity {
+        name: cluster.name_any(),
+        namespace: cluster.namespace().unwrap_or_default(),
+        uid: cluster.uid().unwrap_or_default(),
+    }
+}
+
+/// A word of warning that stops nothing.
+pub(crate) fn warning(spec: &KvClusterSpec) -> Option<String> {
+    let replicas = spec.replicas;
+    let fewer = replicas - 1;
+    (replicas % 2 == 0)
+        .then(|| format!("{replicas} replicas survive no more losses than {fewer} would: an odd number is better"))
+}
+
+fn leader(identity: &Identity, spec: &KvClusterSpec) -> Result<Option<u32>, Problem> {
+    let Some(leader) = &spec.leader else { return Ok(None) };
+    let last = identity.pod(u32::try_from(spec.replicas.max(1) - 1).unwrap_or_default());
+    match identity.ordinal(leader) {
+        Some(ordinal) if i64::from(ordinal) < i64::from(spec.replicas) => Ok(Some(ordinal)),
+        _ => Err(Problem {
+            reason: Reason::UnknownLeader,
+            message: format!(
+                "spec.leader is {leader}, which is no pod of this cluster: they are {} to {last}",
+                identity.pod(0)
+            ),
+        }),
+    }
+}
+
+fn bad(message: String) -> Problem {
+    Problem { reason: Reason::BadValue, message }
+}
+
+/// Reads values and collects what is wrong with them.
+struct Reader<'a>(&'a mut Vec<Problem>);
+
+impl Reader<'_> {
+    fn duration(&mut self, field: &str, text: &str) -> Duration {
+        units::duration(text).unwrap_or_else(|| {
+            self.0.push(bad(format!("{field} is {text:?}: it must be a duration, such as 100ms or 1h")));
+            Duration::ZERO
+        })
+    }
+
+    fn bytes(&mut self, field: &str, text: &str) -> u64 {
+        units::quantity(text).filter(|bytes| *bytes > 0).unwrap_or_else(|| {
+            self.0.push(bad(format!("{field} is {text:?}: it must be a quantity above zero, such as 10Gi")));
+            0
+        })
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn cluster(spec: &str) -> KvCluster {
+        let mut cluster = KvCluster::new("demo", serde_yaml::from_str(spec).unwrap());
+        cluster.metadata.namespace = Some("apps".to_owned());
+        cluster.metadata.uid = Some("uid-1".to_owned());
+        cluster.metadata.generation = Some(1);
+        cluster
+    }
+
+    fn reasons(spec: &str) -> Vec<Reason> {
+        validate(&cluster(spec)).unwrap_err().into_iter().map(|problem| problem.reason).collect()
+    }
+
+    #[test]
+    fn a_leader_must_be_a_pod_of_the_cluster() {
+        assert_eq!(validate(&cluster("{leader: demo-2, storage: {size: 1Gi}}")).unwrap().leader, Some(2));
+        for leader in ["demo-3", "other-0", "demo"] {
+            assert_eq!(reasons(&format!("{{leader: {leader}, storage: {{size: 1Gi}}}}")), [Reason::UnknownLeader]);
+        }
+    }
+
+    #[test]
+    fn everything_that_is_wrong_is_told_at_once() {
+        let problems =
+            reasons("{replicas: 9, dedupExpiry: soon, heartbeat: {interval: 2s, timeout: 1s}, storage: {size: big}}");
+        assert!(problems.len() >= 4, "{problems:?}");
+    }
+
+    #[test]
+    fn nodes_stop_writing_before_their_volume_is_full() {
+        let desired = validate(&cluster("{storage: {size: 1000}}")).unwrap();
+        assert_eq!((desired.storage_bytes, desired.live.storage_limit_bytes), (1000, 800));
+    }
+
+    #[test]
+    fn an_even_number_of_replicas_is_a_warning_and_no_error() {
+        let even = cluster("{replicas: 4, storage: {size: 1Gi}}");
+        assert!(validate(&even).is_ok());
+        assert!(warning(&even.spec).unwrap().contains("3 would"));
+        assert_eq!(warning(&cluster("{storage: {size: 1Gi}}").spec), None);
+    }
+}
