@@ -37,6 +37,8 @@ use crate::validate::{self, Problem};
 
 /// Pauses after errors, from the first to the longest.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
+/// After a conflict: the watch brings what somebody else wrote well within this.
+const AFTER_CONFLICT: Duration = Duration::from_millis(200);
 /// Clusters that are reconciled at once: one that waits for its nodes delays no other.
 const CONCURRENCY: u16 = 16;
 
@@ -236,8 +238,12 @@ fn is_failover(old: &KvClusterStatus, new: &KvClusterStatus) -> bool {
     old.leader.is_some() && new.leader.is_some() && old.leader != new.leader
 }
 
-/// A conflict is tried again at once with what is there now; the rest with growing pauses.
+/// A conflict is tried again with what is there now; the rest with growing pauses.
 fn retry(guarded: Arc<Guarded>, error: &Error, context: Arc<Context>) -> Action {
+    if let Error::Conflict { what } = error {
+        tracing::debug!(what, "somebody else wrote meanwhile");
+        return Action::requeue(AFTER_CONFLICT);
+    }
     let uid = guarded.meta().uid.clone().unwrap_or_default();
     let mut failures = 0;
     context.remember(&uid, |remembered| {

@@ -138,18 +138,12 @@ mod tests {
         Lease {
             metadata: ObjectMeta { resource_version: Some(version.to_owned()), ..ObjectMeta::default() },
             spec: Some(LeaseSpec { holder_identity: Some(holder.to_owned()), ..LeaseSpec::default() }),
-            ..Lease::default()
         }
     }
 
     fn turns() -> Turns {
-        let service = tower_service_that_is_never_called();
-        Turns::new(service, "kv-system", "me".to_owned())
-    }
-
-    fn tower_service_that_is_never_called() -> Client {
-        let config = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
-        Client::try_from(config).unwrap()
+        let never_called = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
+        Turns::new(Client::try_from(never_called).unwrap(), "kv-system", "me".to_owned())
     }
 
     #[tokio::test]

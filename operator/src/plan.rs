@@ -249,6 +249,7 @@ fn govern(
         settings(desired, group),
         rollout::plan(desired, observed, group, &roll),
         led.step,
+        membership::awaited(desired, observed, group),
     ];
     parts.into_iter().find(|step| !step.is_idle()).unwrap_or_default()
 }

@@ -65,6 +65,18 @@ fn own_id(pod: &PodSeen, group: &Group<'_>) -> Option<MemberId> {
     ours.then_some(replica.member_id)
 }
 
+/// Pods that should vote and do not answer yet; told when nothing else is.
+pub(super) fn awaited(desired: &Desired, observed: &Observed, group: &Group<'_>) -> Step {
+    let votes = |ordinal: &u32| group.voters.iter().any(|voter| voter.ordinal == Some(*ordinal));
+    let silent = |ordinal: &u32| observed.pods.get(ordinal).is_none_or(|pod| pod.status().is_none());
+    let awaited: Vec<String> =
+        (0..desired.replicas).filter(|o| !votes(o) && silent(o)).map(|o| desired.identity.pod(o)).collect();
+    if awaited.is_empty() {
+        return Step::default();
+    }
+    Step::waits(Reason::Scaling, format!("waiting for {} to answer", awaited.join(", ")))
+}
+
 fn remove(desired: &Desired, group: &Group<'_>, leader: Addressee, voter: &Voter<'_>) -> Step {
     let name = voter.info.name.to_string();
     let remaining = group.voters.iter().filter(|other| other.info.member_id != voter.info.member_id);

@@ -98,8 +98,8 @@ fn positions_alone_are_written_rarely_and_other_changes_at_once() {
     let mut scene = Scene::led(SPEC, 3, 1);
     let status = reported(&mut scene, SPEC);
     let stored = KvCluster { status: Some(status.clone()), ..cluster(SPEC) };
-    assert_eq!(changed(&stored, status.clone(), None), None);
-    let mut moved = status.clone();
+    assert_eq!(changed(&stored, status.clone(), None), None, "nothing has changed");
+    let mut moved = status;
     moved.members[0].last_id = Some(101);
     assert_eq!(changed(&stored, moved.clone(), Some(Duration::from_secs(9))), None);
     assert!(changed(&stored, moved.clone(), Some(Duration::from_secs(10))).is_some());

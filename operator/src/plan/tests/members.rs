@@ -13,7 +13,8 @@ fn set_replicas(plan: &Plan) -> Option<u64> {
 #[test]
 fn a_new_pod_becomes_a_learner_first_and_a_voter_once_it_has_caught_up() {
     let mut scene = Scene::led("{replicas: 4, storage: {size: 1Gi}}", 3, 0);
-    assert_eq!(set_replicas(&scene.plan()), Some(4));
+    let plan = scene.plan();
+    assert_eq!((set_replicas(&plan), reason(&plan), plan.directive), (Some(4), Some(Reason::Scaling), None));
     scene.add_pod(3, status(3, Role::Uninitialised, None, &[]));
     scene.settle_children(4);
     let plan = scene.plan();
