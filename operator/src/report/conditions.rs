@@ -143,9 +143,10 @@ fn degraded(facts: &Facts<'_>) -> Finding {
     });
     let corrupt = of_pods(facts, |pod| {
         let status = pod.status()?;
-        let places = status.corruption.damaged_places;
+        // What was repaired is in the node's own report.
+        let files = status.corruption.unrepaired.len();
         let quarantined = status.replica.quarantined.as_ref().map(|why| format!("quarantined: {why}"));
-        quarantined.or_else(|| (places > 0).then(|| format!("{places} damaged places were found")))
+        quarantined.or_else(|| (files > 0).then(|| format!("{files} files are damaged and not repaired yet")))
     });
     let full = of_pods(facts, |pod| {
         let disk = &pod.status()?.disk;
@@ -153,10 +154,7 @@ fn degraded(facts: &Facts<'_>) -> Finding {
         let nearly = free < (disk.used_bytes + free) / 100 * NEARLY_FULL_PERCENT;
         (disk.full || nearly).then(|| format!("{} MiB are free", free >> 20))
     });
-    let lagging = of_pods(facts, |pod| {
-        let record = facts.group?.record(pod.status()?.replica.member_id)?;
-        (record.lag > CAUGHT_UP_ENTRIES).then(|| format!("{} entries behind", record.lag))
-    });
+    let lagging = lagging(facts);
     let found = [
         (Reason::VolumeUnavailable, unavailable),
         (Reason::CorruptionFound, corrupt),
@@ -168,6 +166,14 @@ fn degraded(facts: &Facts<'_>) -> Finding {
         || is_not(Reason::AllMembersFine, "no member that answers is behind, damaged or short of space"),
         |(reason, places)| is(reason, places.join("; ")),
     )
+}
+
+/// By the leader's records: a member that does not answer falls behind, too.
+fn lagging(facts: &Facts<'_>) -> Vec<String> {
+    let records =
+        facts.group.iter().flat_map(|group| group.voters.iter().filter_map(|voter| group.record(voter.info.member_id)));
+    let behind = records.filter(|record| record.lag > CAUGHT_UP_ENTRIES);
+    behind.map(|record| format!("{}: {} entries behind", record.name, record.lag)).collect()
 }
 
 fn of_pods(facts: &Facts<'_>, say: impl Fn(&PodSeen) -> Option<String>) -> Vec<String> {

@@ -59,6 +59,15 @@ fn a_silent_voter_is_named_and_the_cluster_stays_available() {
 }
 
 #[test]
+fn a_member_that_falls_behind_is_named_even_if_it_says_nothing() {
+    let mut scene = Scene::led(SPEC, 3, 1);
+    scene.silence(2);
+    scene.record(2, |record| record.lag = 5000);
+    let status = reported(&mut scene, SPEC);
+    assert_condition(&status, ConditionType::Degraded, "True", Reason::MemberLagging);
+}
+
+#[test]
 fn silence_is_unknown_and_pods_that_cannot_run_are_a_lost_majority() {
     let mut scene = Scene::leaderless(SPEC, 3);
     (1..3).for_each(|ordinal| scene.silence(ordinal));
