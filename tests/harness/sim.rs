@@ -33,6 +33,7 @@ mod disk;
 mod faults;
 mod links;
 mod many;
+mod mutants;
 mod network;
 mod node;
 mod panics;
@@ -44,6 +45,7 @@ mod world;
 
 pub use coverage::{Coverage, Reached};
 pub use many::{Next, Total, run_many};
+pub use mutants::{Caught, Hunt, hunt, hunt_all, recorded};
 
 use world::{Event, World};
 
@@ -59,11 +61,20 @@ pub struct Options {
     pub steps: u64,
     /// Print what happens as it happens.
     pub tells: bool,
+    pub profile: Profile,
+}
+
+/// What else may happen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Profile {
+    Usual,
+    /// Small windows between members, bits that flip in the active segment, names that others ask for.
+    Tight,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { steps: 10_000, tells: false }
+        Self { steps: 10_000, tells: false, profile: Profile::Usual }
     }
 }
 
@@ -81,7 +92,7 @@ pub struct Outcome {
 
 /// Runs one seed to its end, or to the first broken promise.
 pub fn run(seed: u64, options: &Options) -> Outcome {
-    let mut world = World::new(seed, options.tells);
+    let mut world = World::new(seed, options);
     let broken = panics::caught(|| world.play(options.steps));
     world.trace.number(world.steps());
     Outcome { seed, steps: world.steps(), trace_hash: world.trace.hash(), coverage: world.coverage, broken }

@@ -1,11 +1,13 @@
 //! `kv-sim`: runs the simulation, many seeds or one, and names each seed that broke a promise. Run it with
 //! `cargo run --release -p kv-tests --bin kv-sim -- --seeds 1000`; `--seed 7 --trace` plays one again.
 
+mod mutants;
+
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use kv_tests::sim::{Next, Options, Outcome, Total, run, run_many};
+use kv_tests::sim::{Next, Options, Outcome, Profile, Total, run, run_many};
 
 #[derive(Parser)]
 #[command(about = "Simulates clusters of kvcluster under faults; the exit status is 1 when a promise breaks")]
@@ -30,6 +32,15 @@ struct Arguments {
     minutes: Option<f64>,
     #[arg(long, default_value_t = std::thread::available_parallelism().map_or(1, usize::from))]
     threads: usize,
+    /// Break one rule after the other, and print which seed notices; the exit status is 1 when one survives
+    #[arg(long)]
+    mutants: bool,
+    /// Also small windows, bits that flip in the active segment, names that others ask for
+    #[arg(long)]
+    tight: bool,
+    /// Only mutants with this in their names
+    #[arg(long, requires = "mutants")]
+    only: Option<String>,
     /// Print how often everything was reached
     #[arg(long)]
     coverage: bool,
@@ -37,7 +48,12 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let options = Options { steps: arguments.steps, tells: arguments.trace };
+    let profile = if arguments.tight || arguments.mutants { Profile::Tight } else { Profile::Usual };
+    let options = Options { steps: arguments.steps, tells: arguments.trace, profile };
+    if arguments.mutants {
+        let Arguments { first, seeds, ref only, threads, .. } = arguments;
+        return mutants::mutants(first, seeds, only.as_deref(), &options, threads);
+    }
     match arguments.seed {
         Some(seed) => one(seed, &options),
         None => many(&arguments, &options),

@@ -1,12 +1,15 @@
 //! The simulation as a test: 200 seeds, all promises, and everything that it claims to reach. Longer runs
 //! and single seeds: the binary `kv-sim`.
 
-use kv_tests::sim::{Next, Options, run, run_many};
+use kv_core::mutant::Mutant;
+use kv_tests::sim::{Next, Options, Profile, hunt, hunt_all, recorded, run, run_many};
 
 /// Few enough for a debug build; `kv-sim` takes more.
-const OPTIONS: Options = Options { steps: 4_000, tells: false };
+const OPTIONS: Options = Options { steps: 4_000, tells: false, profile: Profile::Usual };
 const SEEDS: u64 = 200;
 const THREADS: usize = 2;
+/// Searched when the recorded seed no longer catches a mutant: everything that draws moves seeds.
+const FRESH_SEEDS: u64 = 12;
 
 #[test]
 fn no_promise_breaks_in_two_hundred_seeds_and_every_fault_is_reached() {
@@ -24,4 +27,18 @@ fn the_same_seed_goes_the_same_way_on_any_thread() {
         assert_eq!(once.trace_hash, again.trace_hash, "seed {seed}");
         assert_eq!(once.steps, again.steps, "seed {seed}");
     }
+}
+
+/// Those that show soon; all of them: `kv-sim --mutants`.
+#[test]
+fn rules_that_are_broken_on_purpose_are_noticed() {
+    let options = Options { profile: Profile::Tight, ..OPTIONS };
+    let recorded = recorded();
+    let mutants: Vec<Mutant> = Mutant::ALL.iter().copied().filter(|m| recorded.contains_key(m.name())).collect();
+    assert_eq!(mutants.len(), recorded.len(), "a recorded name is no mutant's");
+    let search =
+        |mutant: Mutant| hunt(mutant, std::iter::once(recorded[mutant.name()]).chain(0..FRESH_SEEDS), &options);
+    let hunts = hunt_all(&mutants, THREADS, search, |_| {});
+    let survivors: Vec<_> = hunts.iter().filter(|hunt| hunt.caught.is_none()).collect();
+    assert!(survivors.is_empty(), "nobody noticed: {survivors:#?}");
 }

@@ -222,7 +222,13 @@ mutants! {
 }
 
 #[cfg(feature = "mutants")]
-pub use switch::{Broken, on, with};
+pub use switch::{Broken, on, with, without};
+
+/// These show only where the log holds entries that apply refuses. A leader foresees what apply will decide, and orders none
+/// of them; with one of these on it orders everything, which breaks nothing: apply has the last word.
+pub fn orders_what_will_be_refused() -> bool {
+    on(Mutant::ApplyRefused) || on(Mutant::RefusedEntryWinsCompaction) || on(Mutant::ForgetRefusedInBase)
+}
 
 /// Whether this rule is to be broken here and now.
 #[cfg(not(feature = "mutants"))]
@@ -265,6 +271,14 @@ mod switch {
         ON.set(Some(mutant));
         let _off_also_on_panic = SwitchedOn;
         Broken { result: f(), times: TIMES.get() }
+    }
+
+    /// Runs `f` with all rules kept: for who judges beside one that breaks them.
+    pub fn without<T>(f: impl FnOnce() -> T) -> T {
+        let broken = ON.replace(None);
+        let result = f();
+        ON.set(broken);
+        result
     }
 
     /// Whether this rule is to be broken here and now.

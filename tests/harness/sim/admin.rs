@@ -7,6 +7,7 @@ use kv_core::entry::EntryId;
 use kv_core::group::{ClusterId, MemberId, MemberInfo};
 use kv_core::status::Role;
 
+use super::Profile;
 use super::coverage::Reached;
 use super::node::{Happening, Place};
 use super::world::{Event, Waiter, World};
@@ -22,6 +23,8 @@ pub(crate) enum Order {
     Remove,
     Lead,
     LeadWrongly,
+    /// A learner under the name of this voter.
+    TakeName(MemberId),
     HandOver,
     Settings,
 }
@@ -130,8 +133,17 @@ impl World {
             14..16 => self.change_settings(leader),
             16 => self.add(index, leader, Order::Learner),
             17..19 => self.send_again(),
+            _ if self.profile == Profile::Tight => self.take_name(leader, index),
             _ => {}
         }
+        self.watch_hand_overs();
+    }
+
+    fn take_name(&mut self, leader: usize, index: usize) {
+        let Some(info) = self.info(index) else { return };
+        let order = Order::TakeName(info.member_id);
+        let member = MemberInfo { member_id: MemberId(self.random.next() | 1), ..info };
+        self.order(leader, order, Request::AddMember { target: None, member, voter: false });
     }
 
     /// As `kv_node::bootstrap::following`: whoever is not of the group registers with its leader.
@@ -225,7 +237,10 @@ impl World {
     pub(crate) fn replied_to_admin(&mut self, place: Place, order: Order, reply: &Reply) {
         self.tell(place.node, format_args!("answers {order:?}: {reply:?}"));
         let reached = match (order, reply) {
-            (Order::Bootstrap, Reply::Done { .. }) => return self.is_founded(place.node),
+            // A founder that has lost its volume since is added like anybody else.
+            (Order::Bootstrap, Reply::Done { .. } | Reply::Refused(Refusal::Invalid(_))) => {
+                return self.is_founded(place.node);
+            }
             (Order::Learner, Reply::Done { .. }) => Reached::LearnerAdded,
             (Order::Replacement, Reply::Done { .. }) => Reached::ReplacementByOperator,
             (Order::Voter, Reply::Done { .. }) => Reached::VoterAdded,
@@ -238,6 +253,7 @@ impl World {
                 assert!(is_refused, "an order for another node was not refused: {reply:?}");
                 Reached::DirectiveRefused
             }
+            (Order::TakeName(holder), Reply::Done { .. }) => return self.watch_name_taken(place, holder),
             (Order::Settings, Reply::Done { .. }) => Reached::SettingsChanged,
             _ => return,
         };

@@ -3,6 +3,7 @@
 
 use kv_core::entry::EntryId;
 
+use super::Profile;
 use super::coverage::Reached;
 use super::disk::{Crash, Trouble};
 use super::network::Weather;
@@ -212,8 +213,13 @@ impl World {
             return;
         }
         let Some(process) = self.nodes[index].process.as_ref() else { return };
-        let sealed = process.reader.segments();
-        let names: Vec<String> = sealed.into_iter().filter(|segment| !segment.is_active).map(|s| s.path).collect();
+        // Of the active segment what is durable; with too little room nothing tells how much that is.
+        let may_be_active = self.profile == Profile::Tight && !process.is_full;
+        let mut segments = process.reader.segments();
+        let active = segments.iter().find(|segment| segment.is_active).map(|segment| segment.path.clone());
+        let active_bytes = segments.iter().filter(|segment| segment.is_active).map(|segment| segment.size_bytes).sum();
+        segments.retain(|segment| !segment.is_active || (may_be_active && segment.size_bytes > 0));
+        let names: Vec<String> = segments.into_iter().map(|segment| segment.path).collect();
         let others = ["wal.log.history.", "wal.log.sessions."];
         let base = self.nodes[index].volume.disk.names();
         let base = base
@@ -226,8 +232,10 @@ impl World {
         let name = names[self.random.index(names.len())].clone();
         self.part(index, Crash::Process);
         let disk = &self.nodes[index].volume.disk;
-        let bytes = disk.bytes_of(&name);
-        if bytes > 0 && self.random.percent(80) {
+        let is_active = active.as_ref() == Some(&name);
+        let bytes: u64 = if is_active { active_bytes } else { u64::MAX };
+        let bytes = disk.bytes_of(&name).min(usize::try_from(bytes).unwrap_or(usize::MAX));
+        if bytes > 0 && (is_active || self.random.percent(80)) {
             self.coverage.count(Reached::BitFlipped);
             disk.flip(&name, self.random.index(bytes), u32::try_from(self.random.below(8)).expect("small"));
         } else {

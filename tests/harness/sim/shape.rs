@@ -1,5 +1,6 @@
 //! What kind of a world a seed makes: how large, how fast, how tight its limits.
 
+use kv_core::contract::Limits;
 use kv_core::group::Settings;
 
 use super::random::Random;
@@ -16,6 +17,7 @@ pub(crate) struct Shape {
     pub(crate) timeout_ms: u64,
     pub(crate) segment_bytes: u64,
     pub(crate) cache_bytes: usize,
+    pub(crate) window_entries: usize,
     pub(crate) down_us_max: u64,
     pub(crate) settings: Settings,
 }
@@ -35,6 +37,7 @@ impl Shape {
             timeout_ms: heartbeat_ms * random.between(4, 8),
             segment_bytes: random.pick(&[300, 900, 2_500]).expect("not empty"),
             cache_bytes: if random.percent(50) { 600 } else { 1 << 20 },
+            window_entries: Limits::default().window_entries_max,
             down_us_max: if random.percent(50) { 400_000 } else { 3_000_000 },
             settings: Settings {
                 history_limit: if small { 2 } else { 20 },

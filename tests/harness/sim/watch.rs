@@ -15,6 +15,7 @@ mod answers;
 mod audit;
 mod ledger;
 mod log;
+mod rules;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,6 +29,7 @@ use kv_core::state_machine::{Outcome, StateMachine};
 use super::node::Place;
 
 pub(crate) use ledger::Ledger;
+use rules::Rules;
 
 /// A line, with its epoch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,6 +74,7 @@ pub(crate) struct Watch {
     leaders: BTreeMap<Epoch, MemberId>,
     votes: BTreeMap<(MemberId, Epoch), MemberId>,
     applied_here: BTreeMap<Place, EntryId>,
+    rules: Rules,
     graveyard: Vec<Ledger>,
     /// The highest id that an answer has shown.
     floor: EntryId,
@@ -94,6 +97,7 @@ impl Watch {
             leaders: BTreeMap::new(),
             votes: BTreeMap::new(),
             applied_here: BTreeMap::new(),
+            rules: Rules::default(),
             graveyard: Vec::new(),
             floor: EntryId::ZERO,
             rounds: 0,

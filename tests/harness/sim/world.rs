@@ -20,6 +20,7 @@ use super::random::Random;
 use super::shape::Shape;
 use super::trace::Trace;
 use super::watch::{Ledger, Watch};
+use super::{Options, Profile};
 
 /// Names of the nodes; as many as a shape wants are used.
 const NAMES: [&str; 6] = ["a", "b", "c", "d", "e", "twin"];
@@ -53,6 +54,7 @@ pub(crate) enum Waiter {
 }
 
 pub(crate) struct World {
+    pub(crate) profile: Profile,
     pub(crate) shape: Shape,
     pub(crate) now_us: u64,
     pub(crate) random: Random,
@@ -73,9 +75,13 @@ pub(crate) struct World {
 }
 
 impl World {
-    pub(crate) fn new(seed: u64, tells: bool) -> Self {
+    pub(crate) fn new(seed: u64, options: &Options) -> Self {
+        let Options { steps: _, tells, profile } = *options;
         let mut random = Random::new(seed);
-        let shape = Shape::draw(&mut random);
+        let mut shape = Shape::draw(&mut random);
+        if profile == Profile::Tight {
+            shape.window_entries = random.pick(&[1, 3, shape.window_entries]).expect("not empty");
+        }
         let nodes = NAMES[..shape.nodes].iter().map(|name| {
             let volume = Volume { disk: SimDisk::new(random.next()), ledger: Ledger::default() };
             Node {
@@ -89,6 +95,7 @@ impl World {
         });
         let nodes = nodes.collect();
         Self {
+            profile,
             watch: Watch::new(shape.settings),
             clients: Clients::new(shape.clients),
             admin: Admin::default(),
@@ -203,6 +210,7 @@ impl World {
 
     pub(crate) fn replied(&mut self, place: Place, token: Token, reply: Reply) {
         let Some(waiter) = self.process(place).and_then(|process| process.waiting.remove(&token)) else { return };
+        self.watch_answered(place, token, &waiter, &reply);
         match waiter {
             Waiter::Call(delivery) => self.replied_to_call(place, delivery, reply),
             Waiter::Admin(order) => self.replied_to_admin(place, order, &reply),

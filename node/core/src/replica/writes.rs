@@ -121,7 +121,9 @@ impl Replica {
             return;
         }
         let current = self.current_of(&command.key);
-        if let Err(refused) = self.state.evaluate(current, &command.precondition, &command.change) {
+        if let Err(refused) = self.state.evaluate(current, &command.precondition, &command.change)
+            && !mutant::orders_what_will_be_refused()
+        {
             let decided_on = if mutant::on(Mutant::RefuseFromInFlight) { self.committed } else { self.log.last().id };
             return self.ask_after(token, decided_on, Question::Refused(outcome_reply(refused)));
         }

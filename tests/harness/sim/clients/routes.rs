@@ -44,6 +44,7 @@ impl World {
         let leads = view.role == Role::Leader;
         if view.serves && (!leads || view.lease_until_mono_ms > now.mono_ms) {
             self.coverage.count(Reached::ReadLocal);
+            self.watch_local_read(place);
             self.give_value(place, delivery);
         } else if view.serves {
             self.ask(place, delivery, Request::ReadIndex); // one confirmed round renews the lease

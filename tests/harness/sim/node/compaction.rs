@@ -67,6 +67,8 @@ impl World {
         if process.compaction.is_under_way() {
             return;
         }
+        self.watch_compaction_limit(place);
+        let Some(process) = self.process(place) else { return };
         let state = AtHand {
             keyspace: process.replica.keyspace(),
             sessions: process.replica.sessions(),

@@ -72,12 +72,22 @@ impl World {
 
     fn happens(&mut self, place: Place, happening: Happening) {
         match happening {
-            Happening::Step(input) => self.step(place, input),
+            Happening::Step(input) => {
+                match &input {
+                    Input::Request { token, .. } => self.watch_question(place, *token),
+                    Input::Storage { full } => self.watch_told_full(place, *full),
+                    _ => {}
+                }
+                self.step(place, input);
+            }
             // Lines are lines, whoever asks: the log answers, the replica has no part in it.
             Happening::Received { from, message: Message::LinesRequest { first, last } } => {
                 self.lend_lines(place, from, first, last);
             }
-            Happening::Received { from, message } => self.step(place, Input::Received { from, message }),
+            Happening::Received { from, message } => {
+                self.watch_received(place, from, &message);
+                self.step(place, Input::Received { from, message });
+            }
             Happening::SnapshotSent { input, floor } => {
                 self.step(place, input);
                 self.drop_floor(place, floor);
@@ -161,8 +171,14 @@ impl World {
             Note::Deposed { .. } => Reached::Deposed,
             Note::Follows { .. } => Reached::EpochChanged,
             Note::TailCut { .. } => Reached::TailCut,
-            Note::Quarantined { .. } => Reached::StaleVolumeRefused,
-            Note::Refilled => Reached::Refilled,
+            Note::Quarantined { .. } => {
+                self.watch_quarantined(place, None);
+                Reached::StaleVolumeRefused
+            }
+            Note::Refilled => {
+                self.watch_refilled(place);
+                Reached::Refilled
+            }
             Note::MemberReplaced { .. } => Reached::MemberReplaced,
             // Who steps down unheard is told to be deposed, too.
             Note::Unheard { .. }

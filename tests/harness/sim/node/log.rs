@@ -40,11 +40,17 @@ impl World {
         let node = &mut self.nodes[place.node];
         let process = node.process.as_mut().expect("it has just been looked at");
         node.volume.ledger.begins(&op);
+        let is_cut = matches!(&op, Persist::Truncate { keep } if *keep < process.wal.last());
         let before = node.volume.disk.calls();
         let result = process.wal.persist(&op);
         self.disk_calls += node.volume.disk.calls() - before;
         match result {
-            Ok(recovered) => self.persisted(place, seq, &op, recovered),
+            Ok(recovered) => {
+                if is_cut {
+                    self.watch_cut(place, &op);
+                }
+                self.persisted(place, seq, &op, recovered);
+            }
             Err(WalError::Full) => {
                 let process = node.process.as_mut().expect("as before");
                 (process.unfinished, process.log_is_busy) = (Some((seq, op)), true);

@@ -36,6 +36,7 @@ pub(crate) type Transfers = BTreeMap<u64, Transfer>;
 
 impl World {
     pub(crate) fn send_snapshot(&mut self, place: Place, peer: MemberId, epoch: Epoch) {
+        self.watch_snapshot_sent(place, peer);
         if let Err(reason) = self.open_transfer(place, peer, epoch) {
             self.snapshot_failed(place, peer, reason);
         }
@@ -75,7 +76,7 @@ impl World {
         let (from, to) = (transfer.from, transfer.to);
         if !self.network.passes(from.node, to.node) || self.process(from).is_none() || self.process(to).is_none() {
             self.coverage.count(Reached::SnapshotInterrupted);
-            return self.end_transfer(transfer, "the connection broke");
+            return self.broken_off(transfer);
         }
         if transfer.left.is_empty() {
             match transfer.source.next() {
@@ -115,6 +116,18 @@ impl World {
                 self.side_work_failed(to);
             }
         }
+    }
+
+    /// The end of the stream proves nothing to its receiver.
+    fn broken_off(&mut self, transfer: Transfer) {
+        let Transfer { from, to, receiver, floor, left, staging, .. } = transfer;
+        let is_whole = left.is_empty();
+        assert!(is_whole || staging.finish().is_err(), "a snapshot without its end was taken");
+        self.drop_floor(from, floor);
+        if let Some(process) = self.process(to) {
+            process.is_receiving = false;
+        }
+        self.snapshot_failed(from, receiver, "the connection broke");
     }
 
     fn end_transfer(&mut self, transfer: Transfer, reason: &'static str) {

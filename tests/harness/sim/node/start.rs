@@ -77,8 +77,9 @@ impl World {
             self.coverage.count(Reached::DamageFound);
             assert_ne!(report.salvage, Salvage::Everything, "no group of one is damaged here");
         }
-        if recovered.hard.quarantine.is_some() {
+        if let Some(quarantine) = &recovered.hard.quarantine {
             self.coverage.count(Reached::Quarantined);
+            self.watch_quarantined(place, quarantine.until);
         }
         let node = &mut self.nodes[place.node];
         let lines = reader.read_from(reader.horizon().next(), usize::MAX).expect("just recovered");
@@ -133,7 +134,11 @@ impl World {
             peer_url: name.to_string(),
             tuning,
             lead_at_start: self.shape.is_manual && place.node == 0,
-            limits: Limits { cache_bytes_max: self.shape.cache_bytes, ..Limits::default() },
+            limits: Limits {
+                cache_bytes_max: self.shape.cache_bytes,
+                window_entries_max: self.shape.window_entries,
+                ..Limits::default()
+            },
             start_id: place.start,
         }
     }

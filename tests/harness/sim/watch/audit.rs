@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use kv_core::contract::Persist;
 use kv_core::entry::EntryId;
 use kv_core::group::{MemberId, NodeName, Settings};
 use kv_node::wal::snapshot::ReceiveError;
@@ -38,6 +39,15 @@ impl World {
         let lines = reader.read_from(reader.horizon().next(), usize::MAX).expect("just recovered");
         volume.ledger.clone().recovered(&recovered, lines, |id| self.watch.line(id).cloned());
         self.coverage.count(Reached::AuditedDisk);
+    }
+
+    /// What was cut is kept for people to look at.
+    pub(crate) fn watch_cut(&self, place: Place, op: &Persist) {
+        let Persist::Truncate { keep } = op else { return };
+        let ending = format!(".cut.{}", keep.next());
+        let names = self.nodes[place.node].volume.disk.names();
+        let is_saved = names.iter().any(|name| name.starts_with("aside/") && name.contains(&ending));
+        assert!(is_saved, "entries above {keep} were cut and not saved");
     }
 
     /// Every version that can be asked for is still there to be read, and is the line it was.

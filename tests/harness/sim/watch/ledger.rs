@@ -80,6 +80,9 @@ impl Ledger {
         if report.is_damaged() {
             assert!(self.is_damaged, "damage where there is none: {report:?}");
             assert!(hard.quarantine.is_some(), "a damaged member is quarantined");
+        }
+        // Or the damage was found by a start that did not come to its end.
+        if report.is_damaged() || (self.is_damaged && hard.quarantine.is_some()) {
             self.durable.clear();
         }
         self.compare(base.horizon.id, &lines);

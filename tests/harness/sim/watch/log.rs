@@ -5,6 +5,7 @@ use kv_core::contract::Persist;
 use kv_core::entry::{Body, Control, Entry, EntryId, Epoch};
 use kv_core::group::MemberId;
 use kv_core::message::{AppendAck, AppendResult, Message, Promise, VoteKind, VoteReply};
+use kv_core::mutant;
 use kv_core::quorum::majority;
 use kv_core::state_machine::Outcome;
 use kv_core::status::Role;
@@ -111,16 +112,12 @@ impl World {
     }
 
     pub(crate) fn watch_asked(&mut self, place: Place, op: &Persist) {
+        if let Persist::Append { entries, .. } = op {
+            return entries.iter().for_each(|entry| self.watch_entry_asked(place, entry));
+        }
         let (ledger, watch) = (&mut self.nodes[place.node].volume.ledger, &mut self.watch);
         match op {
-            Persist::Append { entries, .. } => {
-                for entry in entries {
-                    assert_eq!(entry.id, ledger.last_asked().next(), "a log has no gap");
-                    let before = ledger.asked.last_key_value().map_or(Epoch::default(), |(_, line)| line.epoch);
-                    let line = watch.note_line(entry, before);
-                    ledger.asked.insert(entry.id, line);
-                }
-            }
+            Persist::Append { .. } => {}
             Persist::Truncate { keep } => {
                 for (id, line) in ledger.asked.split_off(&keep.next()) {
                     assert_ne!(watch.line(id), Some(&line), "entry {id} is committed, and is cut");
@@ -133,6 +130,15 @@ impl World {
             }
             Persist::State(_) | Persist::Found { .. } | Persist::Recover { .. } => {}
         }
+    }
+
+    fn watch_entry_asked(&mut self, place: Place, entry: &Entry) {
+        self.watch_change_of_voters(place, entry);
+        let (ledger, watch) = (&mut self.nodes[place.node].volume.ledger, &mut self.watch);
+        assert_eq!(entry.id, ledger.last_asked().next(), "a log has no gap");
+        let before = ledger.asked.last_key_value().map_or(Epoch::default(), |(_, line)| line.epoch);
+        let line = watch.note_line(entry, before);
+        ledger.asked.insert(entry.id, line);
     }
 
     pub(crate) fn watch_persisted(&mut self, place: Place, op: &Persist) {
@@ -156,6 +162,7 @@ impl World {
     }
 
     pub(crate) fn watch_sent(&mut self, place: Place, to: MemberId, message: &Message) {
+        self.watch_rules_of_sending(place, to, message);
         match message {
             Message::AppendAck(AppendAck { epoch, result: AppendResult::Durable(id), unfit: false, .. }) => {
                 self.check_ack(place, to, *epoch, *id);
@@ -212,7 +219,7 @@ impl Watch {
     /// The next entry of the canon is decided as every replica must decide it.
     fn decide(&mut self, line: Line) {
         let entry = Entry::decode(line.bytes.clone()).expect("what was applied is a line");
-        let outcome = self.oracle.apply(&entry);
+        let outcome = mutant::without(|| self.oracle.apply(&entry));
         self.note_effect(&entry, &outcome);
         if let Body::Control(Control::Config(configuration)) = &entry.body {
             self.configurations.push(configuration.ids().collect());

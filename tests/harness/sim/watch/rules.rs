@@ -1,0 +1,291 @@
+//! The checks of the rules of replication that no log shows: who was confirmed when by whom, what a
+//! quarantined member keeps from, how voters change, what a full disk allows. All of it is judged by what
+//! is sent and what arrives, never by what a replica thinks.
+
+use std::collections::BTreeMap;
+
+use kv_core::command::Change;
+use kv_core::contract::{Refusal, Reply, Token};
+use kv_core::entry::{Body, Control, Entry, EntryId, Epoch};
+use kv_core::group::MemberId;
+use kv_core::message::{Append, AppendAck, AppendResult, Heartbeat, Lead, Message, Round};
+use kv_core::quorum::majority;
+use kv_core::status::Role;
+
+use crate::sim::admin::Order;
+use crate::sim::clients::{Delivery, Wish};
+use crate::sim::node::Place;
+use crate::sim::world::{Waiter, World};
+
+/// Of the heartbeat time-out, from the sending of a round that a majority answered.
+const LEASE_PERCENT: u64 = 90;
+/// Clocks drift by a twentieth, and what has arrived is looked at a little later.
+const SURELY_HEARD_PERCENT: u64 = 80;
+const PERHAPS_HEARD_PERCENT: u64 = 120;
+/// A hand-over ends by itself after a second, of a process that may have been stopped meanwhile.
+const HAND_OVER_US_MAX: u64 = 8_000_000;
+
+/// What was sent, what has arrived, and what was the case when a question was asked.
+#[derive(Debug, Default)]
+pub(super) struct Rules {
+    /// When a leader first sent a round, by its own clock.
+    rounds: BTreeMap<(Place, Epoch, Round), u64>,
+    /// The last round that a member answered to a leader.
+    answered: BTreeMap<(Place, Epoch, MemberId), Round>,
+    heard_us: BTreeMap<(Place, MemberId), u64>,
+    questions: BTreeMap<(Place, Token), Question>,
+    /// Up to where a snapshot was sent: who takes it needs no line below.
+    snapshots: BTreeMap<(Place, MemberId), EntryId>,
+    /// What was committed when the quarantine began.
+    quarantined: BTreeMap<Place, EntryId>,
+    /// Whether the replica was told that its disk is full, and how often that changed.
+    full: BTreeMap<Place, (bool, u64)>,
+}
+
+/// When a question came to a replica.
+#[derive(Debug, Clone, Copy)]
+struct Question {
+    at_us: u64,
+    epoch: Epoch,
+    /// The last round of the epoch by then.
+    round: Option<Round>,
+    last: EntryId,
+    full: (bool, u64),
+}
+
+impl World {
+    pub(crate) fn watch_question(&mut self, place: Place, token: Token) {
+        let now = self.clock_of(place);
+        let Some(process) = self.nodes[place.node].process.as_ref() else { return };
+        let epoch = process.replica.view(now).epoch;
+        let last = process.replica.positions().0.id;
+        let rules = &mut self.watch.rules;
+        let sent = rules.rounds.range((place, epoch, Round(0))..=(place, epoch, Round(u64::MAX)));
+        let round = sent.last().map(|((_, _, round), _)| *round);
+        let full = rules.full.get(&place).copied().unwrap_or_default();
+        rules.questions.insert((place, token), Question { at_us: self.now_us, epoch, round, last, full });
+    }
+
+    pub(crate) fn watch_told_full(&mut self, place: Place, is_full: bool) {
+        let (full, changes) = self.watch.rules.full.entry(place).or_default();
+        (*full, *changes) = (is_full, *changes + 1);
+    }
+
+    pub(crate) fn watch_received(&mut self, place: Place, from: MemberId, message: &Message) {
+        let rules = &mut self.watch.rules;
+        rules.heard_us.insert((place, from), self.now_us);
+        let (epoch, round) = match message {
+            Message::HeartbeatAck { epoch, round } => (*epoch, *round),
+            Message::AppendAck(AppendAck { result: AppendResult::NeedSnapshot, .. }) => return,
+            Message::AppendAck(AppendAck { epoch, round, .. }) => (*epoch, *round),
+            _ => return,
+        };
+        let answered = rules.answered.entry((place, epoch, from)).or_default();
+        *answered = (*answered).max(round);
+    }
+
+    pub(super) fn watch_rules_of_sending(&mut self, place: Place, to: MemberId, message: &Message) {
+        let mono_ms = self.clock_of(place).mono_ms;
+        let rules = &mut self.watch.rules;
+        let is_quarantined = rules.quarantined.contains_key(&place);
+        match message {
+            Message::Heartbeat(Heartbeat { epoch, lead: Some(Lead { round, .. }), .. })
+            | Message::Append(Append { epoch, round, .. }) => {
+                rules.rounds.entry((place, *epoch, *round)).or_insert(mono_ms);
+            }
+            Message::VoteRequest(_) => assert!(!is_quarantined, "a quarantined member campaigns"),
+            Message::VoteReply(reply) => assert!(!is_quarantined || !reply.granted, "a quarantined member votes"),
+            Message::TimeoutNow { .. } => self.check_hand_over(place, to),
+            _ => {}
+        }
+        if let Message::Append(append) = message {
+            self.check_removal_comes_last(place, to, append);
+        }
+    }
+
+    /// Who is told to campaign holds the leader's last entry.
+    fn check_hand_over(&self, place: Place, to: MemberId) {
+        let Some(target) = self.place_of(to).filter(|target| !self.watch.rules.quarantined.contains_key(target)) else {
+            return;
+        };
+        let last = self.nodes[place.node].volume.ledger.asked.last_key_value();
+        let held = last.map(|(id, _)| self.nodes[target.node].volume.ledger.durable.get(id));
+        assert_eq!(last.map(|(_, line)| Some(line)), held, "told to campaign before it has everything");
+    }
+
+    fn check_removal_comes_last(&self, place: Place, to: MemberId, append: &Append) {
+        let Some(process) = self.nodes[place.node].process.as_ref() else { return };
+        let committed = process.replica.positions().1;
+        for entry in append.entries.iter().filter(|entry| entry.epoch == append.epoch && entry.id > committed) {
+            let Some(voters) = voters_in(entry) else { continue };
+            let before = self.voters_before(place, entry.id);
+            let is_removed = before.is_some_and(|(_, before)| before.contains(&to)) && !voters.contains(&to);
+            assert!(!is_removed, "{to} gets entry {}, which removes it, before it is committed", entry.id);
+        }
+    }
+
+    /// A change of voters that a leader proposes: one voter, one change at a time, and only when an entry of its
+    /// own epoch is committed; nobody goes who is needed for a majority that can be reached.
+    pub(super) fn watch_change_of_voters(&self, place: Place, entry: &Entry) {
+        let Some(after) = voters_in(entry) else { return };
+        let Some(process) = self.nodes[place.node].process.as_ref() else { return };
+        let view = process.replica.view(self.clock_of(place));
+        if view.role != Role::Leader || view.epoch != entry.epoch {
+            return;
+        }
+        let committed = process.replica.positions().1;
+        let own = self.nodes[place.node].volume.ledger.asked.get(&committed).map(|line| line.epoch);
+        assert_eq!(own, Some(entry.epoch), "entry {} changes voters before one of its epoch is committed", entry.id);
+        let (changed_at, before) = self.voters_before(place, entry.id).unwrap_or((EntryId::ZERO, self.founders()));
+        assert!(changed_at <= committed, "entry {} changes voters while {changed_at} does", entry.id);
+        let added = after.iter().filter(|voter| !before.contains(voter)).count();
+        let removed = before.iter().filter(|voter| !after.contains(voter)).count();
+        assert!(added + removed == 1, "entry {} adds {added} voters and removes {removed}", entry.id);
+        let me = process.member;
+        let there = after.iter().filter(|v| **v == me || self.was_heard(place, **v, PERHAPS_HEARD_PERCENT)).count();
+        assert!(removed == 0 || there >= majority(after.len()), "entry {} leaves no majority that is there", entry.id);
+    }
+
+    /// The configuration below an entry in this node's log. None: that of the founders.
+    fn voters_before(&self, place: Place, id: EntryId) -> Option<(EntryId, Vec<MemberId>)> {
+        let below = self.nodes[place.node].volume.ledger.asked.range(..id).rev();
+        let entries = below.filter_map(|(_, line)| Entry::decode(line.bytes.clone()).ok());
+        entries.into_iter().find_map(|entry| Some((entry.id, voters_in(&entry)?)))
+    }
+
+    pub(crate) fn was_heard(&self, place: Place, member: MemberId, percent: u64) -> bool {
+        let within_us = self.shape.timeout_ms * 1000 * percent / 100;
+        let heard_us = self.watch.rules.heard_us.get(&(place, member));
+        heard_us.is_some_and(|heard_us| self.now_us - heard_us < within_us)
+    }
+
+    /// A name belongs to its member while that one leads or is heard.
+    pub(crate) fn watch_name_taken(&self, place: Place, holder: MemberId) {
+        let leads = self.nodes[place.node].process.as_ref().is_some_and(|process| process.member == holder);
+        let lives = leads || self.was_heard(place, holder, SURELY_HEARD_PERCENT);
+        let lives = lives && self.is_voter(place, holder);
+        assert!(!lives, "the name of {holder} was given away while it lives");
+    }
+
+    pub(crate) fn watch_answered(&mut self, place: Place, token: Token, waiter: &Waiter, reply: &Reply) {
+        let Some(question) = self.watch.rules.questions.remove(&(place, token)) else { return };
+        let Waiter::Call(delivery) = waiter else { return };
+        match reply {
+            Reply::ReadAt(_) | Reply::NotFound | Reply::VersionConflict { .. } | Reply::PreconditionFailed => {
+                assert!(
+                    self.is_confirmed(place, &question),
+                    "{reply:?}, and no majority has confirmed the leader since"
+                );
+            }
+            Reply::Written { replay: false, .. } if self.grows(delivery) => {
+                let is_full = question.full.0 && self.watch.rules.full.get(&place) == Some(&question.full);
+                assert!(!is_full, "a SET took effect on a disk that was known to be full: {reply:?}");
+            }
+            Reply::Refused(Refusal::StorageFull) => {
+                assert!(self.grows(delivery), "a DELETE was refused for want of room");
+            }
+            _ => {}
+        }
+    }
+
+    fn grows(&self, delivery: &Delivery) -> bool {
+        let wish = self.clients.get(delivery.call).map(|call| &call.wish);
+        !matches!(wish, Some(Wish::Write(command)) if matches!(command.change, Change::Delete))
+    }
+
+    /// By a round that began since, or by an entry that was ordered since.
+    fn is_confirmed(&self, place: Place, question: &Question) -> bool {
+        let Some(process) = self.nodes[place.node].process.as_ref() else { return true };
+        let epoch = process.replica.view(self.clock_of(place)).epoch;
+        let before = question.round.filter(|_| epoch == question.epoch);
+        let by_entry = epoch == question.epoch && process.replica.positions().1 > question.last;
+        let answered = |voter: &MemberId| self.watch.rules.answered.get(&(place, epoch, *voter)).copied();
+        let confirms = |voter: &MemberId| *voter == process.member || answered(voter) > before;
+        by_entry
+            || self.any_configuration(place, |voters| {
+                voters.iter().filter(|v| confirms(v)).count() >= majority(voters.len())
+            })
+    }
+
+    /// That of the replica now, or one of the last: it may have changed since it was counted by.
+    fn any_configuration(&self, place: Place, holds: impl Fn(&[MemberId]) -> bool) -> bool {
+        let recent = self.watch.configurations.iter().rev().take(2);
+        let (mine, first) = (self.voters_of(place), self.founders());
+        [&mine].into_iter().chain(recent).chain([&first]).any(|voters| holds(voters))
+    }
+
+    /// A leader answers by itself only as long as a round that a majority answered was sent not long ago.
+    pub(crate) fn watch_local_read(&self, place: Place) {
+        let rules = &self.watch.rules;
+        assert!(!rules.quarantined.contains_key(&place), "a quarantined member answers a read");
+        let Some(process) = self.nodes[place.node].process.as_ref() else { return };
+        let now = self.clock_of(place);
+        let view = process.replica.view(now);
+        if view.role != Role::Leader {
+            return;
+        }
+        let since_ms = now.mono_ms.saturating_sub(self.shape.timeout_ms * LEASE_PERCENT / 100);
+        let sent_since =
+            |round: &Round| rules.rounds.get(&(place, view.epoch, *round)).is_some_and(|at| *at >= since_ms);
+        let confirms = |voter: &MemberId| {
+            *voter == process.member || rules.answered.get(&(place, view.epoch, *voter)).is_some_and(sent_since)
+        };
+        let holds = self.any_configuration(place, |v| v.iter().filter(|v| confirms(v)).count() >= majority(v.len()));
+        assert!(holds, "a leader answers a read that no majority has heard of within the lease");
+    }
+
+    pub(crate) fn watch_quarantined(&mut self, place: Place, until: Option<EntryId>) {
+        let committed = EntryId(self.watch.committed());
+        self.watch.rules.quarantined.insert(place, until.map_or(committed, |until| until.min(committed)));
+    }
+
+    pub(crate) fn watch_refilled(&mut self, place: Place) {
+        let needed = self.watch.rules.quarantined.remove(&place).unwrap_or_default();
+        let applied = self.nodes[place.node].process.as_ref().map(|process| process.applied());
+        assert!(applied >= Some(needed), "refilled up to {applied:?}, when {needed} was committed before");
+    }
+
+    /// Nobody who is there needs lines that are about to go.
+    pub(crate) fn watch_compaction_limit(&self, place: Place) {
+        let Some(process) = self.nodes[place.node].process.as_ref() else { return };
+        if process.view.role != Role::Leader {
+            return;
+        }
+        let limit = process.compaction_limit();
+        for voter in self.voters_of(place).into_iter().filter(|voter| *voter != process.member) {
+            let Some(there) = self.place_of(voter).filter(|there| !self.watch.rules.quarantined.contains_key(there))
+            else {
+                continue;
+            };
+            let is_there =
+                process.connections.contains_key(&voter) && self.was_heard(place, voter, SURELY_HEARD_PERCENT);
+            let snapshot = self.watch.rules.snapshots.get(&(place, voter)).copied().unwrap_or_default();
+            let last = self.nodes[there.node].volume.ledger.last_asked().max(snapshot);
+            assert!(!is_there || limit <= last, "compaction up to {limit}, and {voter} is there and ends at {last}");
+        }
+    }
+
+    pub(crate) fn watch_snapshot_sent(&mut self, place: Place, to: MemberId) {
+        let at = self.nodes[place.node].process.as_ref().map(|process| process.applied());
+        self.watch.rules.snapshots.insert((place, to), at.unwrap_or_default());
+    }
+
+    /// A hand-over ends, one way or the other.
+    pub(crate) fn watch_hand_overs(&self) {
+        for process in self.processes() {
+            let waits = process.waiting.iter().filter(|(_, waiter)| matches!(waiter, Waiter::Admin(Order::HandOver)));
+            for (token, _) in waits {
+                let question = self.watch.rules.questions.get(&(process.place, *token));
+                let since_us = question.map_or(0, |question| self.now_us - question.at_us);
+                assert!(since_us <= HAND_OVER_US_MAX, "a hand-over has not ended after {since_us} us");
+            }
+        }
+    }
+}
+
+fn voters_in(entry: &Entry) -> Option<Vec<MemberId>> {
+    match &entry.body {
+        Body::Control(Control::Config(configuration)) => Some(configuration.ids().collect()),
+        _ => None,
+    }
+}
