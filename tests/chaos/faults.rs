@@ -339,11 +339,14 @@ impl<'g> Nemesis<'g> {
         let mut as_learner = body.clone();
         as_learner["role"] = "learner".into();
         wait_until(&format!("the spare node is a member: {body}"), SECONDS_MAX, || async {
-            let known = group.member(name).await;
-            if known.as_ref().is_some_and(|member| member["voter"] == voter && is_fit(member)) {
+            if group.member(name).await.is_some_and(|member| member["voter"] == voter && is_fit(&member)) {
                 return true;
             }
-            group.change("POST", "/cluster/members", if known.is_some() { body } else { &as_learner }).await;
+            // The leader lists it as soon as they have met, whether or not it knows it as a learner.
+            group.change("POST", "/cluster/members", &as_learner).await;
+            if voter {
+                group.change("POST", "/cluster/members", body).await;
+            }
             false
         })
         .await;
