@@ -1,8 +1,9 @@
 //! Events for transitions, shown by `kubectl describe`: what changed between two statuses. What to say
 //! is pure; an Event that cannot be written is logged and stops nothing.
 
-use kube::Resource;
+use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, EventType, Recorder};
+use kube::{Resource, ResourceExt};
 
 use crate::crd::{ConditionType, KvCluster, KvClusterStatus};
 
@@ -13,16 +14,34 @@ struct Happening {
     note: String,
     action: &'static str,
     warning: bool,
+    /// The pod that it is about. Events of one reason about different pods are counted apart.
+    pod: Option<String>,
 }
 
 pub(crate) async fn publish(recorder: &Recorder, cluster: &KvCluster, old: &KvClusterStatus) {
     let new = cluster.status.clone().unwrap_or_default();
-    for Happening { reason, note, action, warning } in transitions(old, &new) {
+    for Happening { reason, note, action, warning, pod } in transitions(old, &new) {
         let type_ = if warning { EventType::Warning } else { EventType::Normal };
-        let event = Event { type_, reason, note: Some(note), action: action.to_owned(), secondary: None };
+        let event = Event {
+            type_,
+            reason,
+            note: Some(note),
+            action: action.to_owned(),
+            secondary: pod.map(|pod| pod_reference(cluster, pod)),
+        };
         if let Err(error) = recorder.publish(&event, &cluster.object_ref(&())).await {
             tracing::warn!(%error, "an Event could not be written");
         }
+    }
+}
+
+fn pod_reference(cluster: &KvCluster, pod: String) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("v1".to_owned()),
+        kind: Some("Pod".to_owned()),
+        name: Some(pod),
+        namespace: cluster.namespace(),
+        ..ObjectReference::default()
     }
 }
 
@@ -34,7 +53,13 @@ fn transitions(old: &KvClusterStatus, new: &KvClusterStatus) -> Vec<Happening> {
             Some(former) => format!("{leader} leads after {former}"),
             None => format!("{leader} leads"),
         };
-        happenings.push(Happening { reason: "LeaderChanged".to_owned(), note, action: "Lead", warning: false });
+        happenings.push(Happening {
+            reason: "LeaderChanged".to_owned(),
+            note,
+            action: "Lead",
+            warning: false,
+            pod: new.leader.clone(),
+        });
     }
     for condition in &new.conditions {
         let before = old.conditions.iter().find(|before| before.type_ == condition.type_);
@@ -45,7 +70,7 @@ fn transitions(old: &KvClusterStatus, new: &KvClusterStatus) -> Vec<Happening> {
         }
         let note = format!("{} is {}: {}", condition.type_, condition.status, condition.message);
         let warning = is_bad(&condition.type_, &condition.status);
-        happenings.push(Happening { reason: condition.reason.clone(), note, action: "Report", warning });
+        happenings.push(Happening { reason: condition.reason.clone(), note, action: "Report", warning, pod: None });
     }
     happenings
 }
