@@ -139,6 +139,10 @@ impl World {
     }
 
     fn check_the_end(&mut self) {
+        self.judge_history();
+        if self.watch.has_forgotten_requests() {
+            self.coverage.count(Reached::RequestForgotten);
+        }
         for index in 0..self.nodes.len() {
             self.audit(index);
             if let Some(place) = self.nodes[index].process.as_ref().map(|process| process.place) {

@@ -201,10 +201,11 @@ impl World {
     }
 
     fn change_settings(&mut self, leader: usize) {
+        let forgets = self.shape.forgets_requests;
         let settings = SettingsChange {
             history_limit: self.random.percent(60).then(|| u32::try_from(self.random.below(6)).expect("small")),
-            dedup_expiry_seconds: self.random.percent(20).then(|| self.random.between(1, 60)),
-            dedup_limit: self.random.percent(30).then(|| self.random.between(3, 60)),
+            dedup_expiry_seconds: (forgets && self.random.percent(20)).then(|| self.random.between(1, 60)),
+            dedup_limit: (forgets && self.random.percent(30)).then(|| self.random.between(3, 60)),
         };
         self.order(leader, Order::Settings, Request::ChangeSettings { target: None, settings });
     }

@@ -3,6 +3,7 @@
 //! lead forwards, and a new epoch ends waiting forwards. What a client is told goes to the checks.
 
 mod commands;
+mod recording;
 mod routes;
 
 use std::collections::BTreeMap;
@@ -14,6 +15,7 @@ use kv_core::entry::{EntryId, Epoch};
 use super::coverage::Reached;
 use super::node::Place;
 use super::world::{Event, World};
+use crate::history::{Outcome, Recorder, Ticket};
 
 /// A client gives up on an operation after so many attempts.
 const ATTEMPTS_MAX: u64 = 8;
@@ -59,15 +61,23 @@ pub(crate) struct Delivery {
 #[derive(Debug, Clone)]
 pub(crate) enum Answer {
     Reply(Reply),
-    /// The id and version of the value, true at an id.
+    /// What a read showed, true at an id.
     Value {
-        found: Option<(EntryId, u64)>,
+        found: Option<Shown>,
         at: EntryId,
     },
     /// Nobody took the request.
     NotTaken,
     /// The connection broke: nobody knows.
     Broken,
+}
+
+/// A value with its id and version.
+#[derive(Debug, Clone)]
+pub(crate) struct Shown {
+    pub(crate) id: EntryId,
+    pub(crate) version: u64,
+    pub(crate) text: String,
 }
 
 #[derive(Debug)]
@@ -82,6 +92,8 @@ pub(crate) struct Clients {
     versions: BTreeMap<Key, u64>,
     forwards: BTreeMap<u64, Delivery>,
     next_call: u64,
+    recorder: Recorder,
+    tickets: BTreeMap<u64, Ticket>,
 }
 
 impl Clients {
@@ -94,6 +106,8 @@ impl Clients {
             versions: BTreeMap::new(),
             forwards: BTreeMap::new(),
             next_call: 0,
+            recorder: Recorder::default(),
+            tickets: BTreeMap::new(),
         }
     }
 
@@ -127,6 +141,7 @@ impl World {
         let is_open = repeated.is_some();
         let wish = repeated.unwrap_or_else(|| self.draw_wish(number, client));
         let call = Call { client, wish, floor, attempt: 0, route: 0, is_open };
+        self.record_call(number, &call);
         self.clients.calls.insert(number, call);
         self.clients.busy[client] = Some(number);
         number
@@ -136,7 +151,7 @@ impl World {
         let node = self.draw_target();
         let route = self.next_number();
         let Some(call) = self.clients.calls.get_mut(&number) else { return };
-        call.is_open |= call.route != 0; // the attempt before is not answered yet, and may still take effect
+        assert_eq!(call.route, 0, "one attempt at a time");
         (call.attempt, call.route) = (call.attempt + 1, route);
         let attempt = call.attempt;
         if attempt > 1 && matches!(call.wish, Wish::Write(_)) {
@@ -155,7 +170,8 @@ impl World {
     }
 
     pub(crate) fn timed_out(&mut self, number: u64, attempt: u64) {
-        if self.clients.calls.get(&number).is_some_and(|call| call.attempt == attempt) {
+        // One that was answered meanwhile is about to be tried again.
+        if self.clients.calls.get(&number).is_some_and(|call| call.attempt == attempt && call.route != 0) {
             self.coverage.count(Reached::NoAnswer);
             self.unanswered(number);
         }
@@ -184,15 +200,17 @@ impl World {
             Answer::Reply(reply) => {
                 let call = call.clone();
                 self.watch_reply(&call, &reply);
+                self.record_reply(number, &call, &reply);
                 self.remember_version(&call, &reply);
                 self.finish(number);
             }
             Answer::Value { found, at } => {
                 let call = call.clone();
-                self.watch_value(&call, found, at);
-                if let (Wish::Read(key, _), Some((_, version))) = (&call.wish, found) {
-                    self.clients.versions.insert(key.clone(), version);
+                self.watch_value(&call, found.as_ref(), at);
+                if let (Wish::Read(key, _), Some(shown)) = (&call.wish, &found) {
+                    self.clients.versions.insert(key.clone(), shown.version);
                 }
+                self.record_value(number, found, at);
                 self.finish(number);
             }
         }
@@ -219,6 +237,7 @@ impl World {
             return self.finish(number);
         }
         self.watch.took_no_effect(number);
+        self.record(number, Outcome::NotExecuted, None);
         self.forget(number);
     }
 

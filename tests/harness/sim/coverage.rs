@@ -80,6 +80,8 @@ reached! {
     ReadLinearizable => "a linearizable read was answered",
     ReadStaleRefused => "a read was refused for want of a confirmed leader",
     HistoryRead => "earlier versions were read from the log",
+    HistoryJudged => "a history of clients was judged as a whole",
+    RequestForgotten => "a request id took effect again after it was forgotten",
     BackupChecked => "a backup was replayed and compared",
     AuditedDisk => "a disk was recovered as after a power loss, and compared",
 }

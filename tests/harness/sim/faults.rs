@@ -16,6 +16,8 @@ const PAUSE_US: (u64, u64) = (5_000, 250_000);
 /// A machine stops within so many calls.
 const CALLS_MAX: u64 = 40;
 
+/// Tries to put an older volume back while the others are heard.
+const PUT_BACK_TRIES_MAX: u64 = 40;
 /// Within this time all voters know what a member has promised and made durable.
 const HEARSAY_US: u64 = 800_000;
 
@@ -56,7 +58,7 @@ impl World {
             80..84 => self.lose_volume(index),
             84..88 => self.damage(index),
             88..92 => self.save_volume(index),
-            92..95 => self.restore_volume(index),
+            92..95 => self.restore_volume(),
             95..97 => self.move_leadership(index),
             _ => {}
         }
@@ -253,6 +255,7 @@ impl World {
             return;
         }
         let saved = Volume { disk: volume.disk.image(Crash::PowerLosesAll), ledger: volume.ledger.clone() };
+        saved.disk.set_room(None);
         if self.faults.saved.len() < 4 {
             self.faults.saved.push((index, saved));
         } else {
@@ -262,11 +265,13 @@ impl World {
     }
 
     /// An older copy of the present volume is to take its place, when the others have heard of what is newer.
-    fn restore_volume(&mut self, index: usize) {
-        if self.is_spare(index) && self.older_copy(index).is_some() {
+    fn restore_volume(&mut self) {
+        let fits = |index: &usize| self.older_copy(*index).is_some() && self.nodes[*index].process.is_some();
+        let fitting: Vec<usize> = (0..self.nodes.len()).filter(fits).collect();
+        if let Some(index) = self.random.pick(&fitting) {
             self.heal_some();
             self.faults.hold_until_us = self.now_us + 2 * HEARSAY_US;
-            self.at(self.now_us + HEARSAY_US, Event::PutBack(index));
+            self.at(self.now_us + HEARSAY_US, Event::PutBack { index, tries: 1 });
         }
     }
 
@@ -278,8 +283,17 @@ impl World {
         self.faults.saved.iter().position(fits)
     }
 
-    pub(crate) fn put_back(&mut self, index: usize) {
-        let Some(at) = self.older_copy(index).filter(|_| self.is_spare(index)) else { return };
+    /// At a moment at which nothing is on its way; there are many of them.
+    pub(crate) fn put_back(&mut self, index: usize, tries: u64) {
+        if self.faults.is_over {
+            return;
+        }
+        let Some(at) = self.older_copy(index).filter(|_| self.is_spare(index)) else {
+            if tries < PUT_BACK_TRIES_MAX {
+                self.at(self.now_us + 10_000, Event::PutBack { index, tries: tries + 1 });
+            }
+            return;
+        };
         let (_, saved) = self.faults.saved.swap_remove(at);
         self.coverage.count(Reached::VolumeRestored);
         self.tell(index, format_args!("gets an older volume"));

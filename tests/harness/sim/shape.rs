@@ -19,6 +19,8 @@ pub(crate) struct Shape {
     pub(crate) cache_bytes: usize,
     pub(crate) window_entries: usize,
     pub(crate) down_us_max: u64,
+    /// The memory for requests is short, and is changed.
+    pub(crate) forgets_requests: bool,
     pub(crate) settings: Settings,
 }
 
@@ -27,6 +29,7 @@ impl Shape {
         let voters = random.pick(&[1, 2, 3, 3, 3, 3, 3, 4, 5]).expect("not empty");
         let heartbeat_ms = random.pick(&[50, 100, 100, 200]).expect("not empty");
         let small = random.percent(50);
+        let forgets_requests = random.percent(50);
         Self {
             nodes: (voters + 2).clamp(4, 6),
             voters,
@@ -39,10 +42,11 @@ impl Shape {
             cache_bytes: if random.percent(50) { 600 } else { 1 << 20 },
             window_entries: Limits::default().window_entries_max,
             down_us_max: if random.percent(50) { 400_000 } else { 3_000_000 },
+            forgets_requests,
             settings: Settings {
                 history_limit: if small { 2 } else { 20 },
-                dedup_expiry_seconds: if random.percent(30) { 1 } else { 3600 },
-                dedup_limit: if random.percent(20) { 5 } else { 60 },
+                dedup_expiry_seconds: if forgets_requests { random.between(1, 30) } else { 1_000_000 },
+                dedup_limit: if forgets_requests { random.pick(&[5, 60]).expect("two") } else { 100_000 },
             },
         }
     }

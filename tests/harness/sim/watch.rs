@@ -45,6 +45,8 @@ struct Decided {
     outcome: Outcome,
     /// Of the state with it.
     digest: u64,
+    /// The latest epoch that had a leader when it was seen to be committed.
+    known_by: Epoch,
 }
 
 /// A request that took effect.
@@ -65,6 +67,8 @@ pub(crate) struct Watch {
     configurations: Vec<Vec<MemberId>>,
     effects: BTreeMap<(RequestId, OperationKind), Effect>,
     effects_total: u64,
+    /// A request took effect again after it was rightly forgotten.
+    has_forgotten_requests: bool,
     /// The shortest memory for requests that ever was in force.
     shortest: Settings,
     /// Writes that were answered as having taken no effect.
@@ -91,6 +95,7 @@ impl Watch {
             configurations: Vec::new(),
             effects: BTreeMap::new(),
             effects_total: 0,
+            has_forgotten_requests: false,
             shortest: settings,
             without_effect: BTreeSet::new(),
             lines: BTreeMap::new(),
@@ -111,6 +116,10 @@ impl Watch {
 
     pub(crate) fn floor(&self) -> EntryId {
         self.floor
+    }
+
+    pub(crate) fn has_forgotten_requests(&self) -> bool {
+        self.has_forgotten_requests
     }
 
     pub(crate) fn bury(&mut self, ledger: Ledger) {

@@ -43,7 +43,7 @@ pub(crate) enum Event {
     Client(usize),
     Admin,
     Fault,
-    PutBack(usize),
+    PutBack { index: usize, tries: u64 },
 }
 
 /// Who waits for a reply of a replica.
@@ -187,7 +187,7 @@ impl World {
             Event::Client(client) => self.client_acts(client),
             Event::Admin => self.administer(),
             Event::Fault => self.fault(),
-            Event::PutBack(index) => self.put_back(index),
+            Event::PutBack { index, tries } => self.put_back(index, tries),
         }
     }
 

@@ -4,7 +4,7 @@ use kv_core::contract::{Input, Refusal, Reply, Request, Token};
 use kv_core::entry::EntryId;
 use kv_core::status::Role;
 
-use super::{Answer, Consistency, Delivery, Wish};
+use super::{Answer, Consistency, Delivery, Shown, Wish};
 use crate::sim::coverage::Reached;
 use crate::sim::node::{Happening, Place};
 use crate::sim::world::{Event, Waiter, World};
@@ -60,7 +60,11 @@ impl World {
         };
         let Some(process) = self.process(place) else { return };
         let keyspace = process.replica.keyspace();
-        let found = keyspace.get(key.as_str()).found.map(|current| (current.id, current.version));
+        let found = keyspace.get(key.as_str()).found.map(|current| Shown {
+            id: current.id,
+            version: current.version,
+            text: String::from_utf8_lossy(&current.value).into_owned(),
+        });
         let at = keyspace.applied();
         self.give_answer(delivery, Answer::Value { found, at });
     }

@@ -164,8 +164,8 @@ impl World {
     fn noted(&mut self, place: Place, note: &Note) {
         self.tell(place.node, format_args!("{note:?}"));
         let reached = match note {
-            Note::BecameLeader { .. } => {
-                self.watch_elected(place);
+            Note::BecameLeader { epoch } => {
+                self.watch_elected(place, *epoch);
                 Reached::Elected
             }
             Note::Deposed { .. } => Reached::Deposed,

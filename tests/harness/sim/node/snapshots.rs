@@ -81,13 +81,16 @@ impl World {
         if transfer.left.is_empty() {
             match transfer.source.next() {
                 Some(Ok(chunk)) => transfer.left = chunk,
-                Some(Err(_)) => return self.end_transfer(transfer, "the log cannot be read"),
+                Some(Err(error)) => {
+                    self.tell(from.node, format_args!("cannot read its log: {error}"));
+                    return self.end_transfer(transfer, "the log cannot be read");
+                }
                 None => return self.received(transfer),
             }
         }
         let piece = transfer.left.split_to(PIECE_BYTES.min(transfer.left.len()));
-        if transfer.staging.feed(&piece).is_err() {
-            let to = transfer.to;
+        if let Err(error) = transfer.staging.feed(&piece) {
+            self.tell(to.node, format_args!("cannot take a snapshot in: {error}"));
             self.end_transfer(transfer, "it cannot be written");
             return self.side_work_failed(to);
         }
@@ -110,7 +113,8 @@ impl World {
                 let delay_us = self.network.delay_us(&mut self.random);
                 self.at(self.now_us + delay_us, Event::Inbox(from, Happening::SnapshotSent { input, floor }));
             }
-            Err(_) => {
+            Err(error) => {
+                self.tell(to.node, format_args!("cannot take a snapshot in: {error}"));
                 self.drop_floor(from, floor);
                 self.snapshot_failed(from, receiver, "it cannot be written");
                 self.side_work_failed(to);
@@ -140,6 +144,7 @@ impl World {
     }
 
     fn snapshot_failed(&mut self, place: Place, peer: MemberId, reason: &str) {
+        self.tell(place.node, format_args!("a snapshot for {peer} did not arrive: {reason}"));
         let result = Err(reason.to_owned());
         self.arrives(place, Happening::Step(Input::SnapshotSent { peer, result }));
     }

@@ -7,7 +7,7 @@ use kv_core::entry::EntryId;
 use kv_core::state_machine::Outcome;
 
 use super::Watch;
-use crate::sim::clients::{Call, Consistency, Delivery, Wish};
+use crate::sim::clients::{Call, Consistency, Delivery, Shown, Wish};
 use crate::sim::coverage::Reached;
 use crate::sim::world::World;
 
@@ -46,11 +46,11 @@ impl World {
         assert!(id >= call.floor, "a linearizable read at {id}, after {} was shown", call.floor);
     }
 
-    pub(crate) fn watch_value(&mut self, call: &Call, found: Option<(EntryId, u64)>, at: EntryId) {
+    pub(crate) fn watch_value(&mut self, call: &Call, found: Option<&Shown>, at: EntryId) {
         let Wish::Read(key, consistency) = &call.wish else { return };
         assert!(at.0 <= self.watch.committed(), "a read at {at}, which is not committed");
         let expected = self.watch.value_at(key, at);
-        assert_eq!(found, expected, "a read of {key:?} at {at}");
+        assert_eq!(found.map(|shown| (shown.id, shown.version)), expected, "a read of {key:?} at {at}");
         if *consistency == Consistency::Linearizable {
             assert!(at >= call.floor, "a linearizable read showed {at}, after {} was shown", call.floor);
             self.watch.show(at);

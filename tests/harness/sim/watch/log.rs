@@ -198,10 +198,11 @@ impl World {
         assert_eq!(first, candidate, "{} votes twice in epoch {epoch}", process.member);
     }
 
-    /// A new leader holds everything that was committed.
-    pub(crate) fn watch_elected(&self, place: Place) {
+    /// A new leader holds everything that was committed in the epochs before its own. (Its votes may have
+    /// been given before a later leader was elected.)
+    pub(crate) fn watch_elected(&self, place: Place, epoch: Epoch) {
         let ledger = &self.nodes[place.node].volume.ledger;
-        for (decided, id) in self.watch.canon.iter().zip(1..) {
+        for (decided, id) in self.watch.canon.iter().zip(1..).filter(|(decided, _)| decided.known_by < epoch) {
             let id = EntryId(id);
             assert_eq!(ledger.asked.get(&id), Some(&decided.line), "the new leader lacks entry {id}");
         }
@@ -230,7 +231,8 @@ impl Watch {
             shortest.dedup_expiry_seconds = shortest.dedup_expiry_seconds.min(settings.dedup_expiry_seconds);
         }
         let digest = self.oracle.digest();
-        self.canon.push(Decided { line, outcome, digest });
+        let known_by = self.leaders.last_key_value().map_or(Epoch::default(), |(epoch, _)| *epoch);
+        self.canon.push(Decided { line, outcome, digest, known_by });
     }
 
     fn note_effect(&mut self, entry: &Entry, outcome: &Outcome) {
@@ -250,6 +252,7 @@ impl Watch {
         if let Some(first) = self.effects.insert((request.clone(), operation), effect) {
             let expired = ts_ms > first.ts_ms + self.shortest.dedup_expiry_seconds * 1000;
             let evicted = self.effects_total - first.number > self.shortest.dedup_limit;
+            self.has_forgotten_requests = true;
             assert!(expired || evicted, "request {request:?} took effect twice, at last as entry {}", entry.id);
         }
     }
