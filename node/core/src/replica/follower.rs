@@ -146,6 +146,11 @@ impl Replica {
         if self.needs_snapshot {
             return; // asked for at its own pace
         }
+        if self.hard.quarantine.is_some() && self.log.last().id == EntryId::ZERO {
+            // Its base is gone, and with it the settings that the first lines were decided by.
+            let ack = self.ack(Round::default(), AppendResult::NeedSnapshot);
+            return self.when_durable(Then::Send(from, Message::AppendAck(ack)));
+        }
         match self.match_log(&append) {
             Ok(()) => self.take_entries(append),
             Err(result) => {
