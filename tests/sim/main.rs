@@ -9,7 +9,7 @@ const OPTIONS: Options = Options { steps: 4_000, tells: false, profile: Profile:
 const SEEDS: u64 = 200;
 const THREADS: usize = 2;
 /// Searched when the recorded seed no longer catches a mutant: everything that draws moves seeds.
-const FRESH_SEEDS: u64 = 12;
+const FRESH_SEEDS: u64 = 60;
 
 #[test]
 fn no_promise_breaks_in_two_hundred_seeds_and_every_fault_is_reached() {
