@@ -1,6 +1,8 @@
 //! The fuzzer's targets on stable Rust: all of their corpora, and some thousands of seeded mutations of
 //! them. What the fuzzer itself finds (see `Cargo.toml` beside this) is added to the corpora.
 
+#![cfg(test)]
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 

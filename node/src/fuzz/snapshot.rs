@@ -71,7 +71,7 @@ fn repaired(data: &[u8]) -> Vec<u8> {
             let trailer = format!("{{\"end\":{{{}}},\"bytes\":{bytes},\"checksum\":{checksum}}}", counts.join(","));
             out.extend(sealed(trailer.as_bytes()));
         } else {
-            if let Some(begun) = SECTIONS.iter().position(|name| begins(&name)) {
+            if let Some(begun) = SECTIONS.iter().position(begins) {
                 section = Some(begun);
             } else if let Some(section) = section {
                 counts[section] += 1;

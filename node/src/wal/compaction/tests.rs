@@ -189,7 +189,7 @@ fn a_configuration_recovered_by_hand_during_a_compaction_stays_in_force() {
     let (Opened { mut wal, reader, recovered }, state) = founded(&storage, &[1, 2, 3]);
     let compacted = compact(&reader, &state).expect("readable").expect("sealed segments");
     let alone = ConfigurationAt { id: EntryId(30), configuration: Configuration::new(vec![member(1)]) };
-    wal.recover(recovered.hard.clone(), alone.clone()).expect("recovered");
+    wal.recover(recovered.hard, alone.clone()).expect("recovered");
     wal.swap_compacted(compacted).expect("swapped");
     let opened = reopen(&storage).expect("intact");
     assert_eq!(opened.recovered.base.configuration, alone);
