@@ -33,9 +33,7 @@ pub trait CompactionJob: Send + Sync + 'static {
     fn run(&self) -> Result<CompactionOutcome, String>;
 
     /// While there is too little room: a number that rises with what there may be to gain.
-    fn pressed_at(&self) -> Option<u64> {
-        None
-    }
+    fn pressed_at(&self) -> Option<u64>;
 }
 
 /// When compaction runs by itself.

@@ -12,6 +12,10 @@ impl CompactionJob for Always {
     fn run(&self) -> Result<CompactionOutcome, String> {
         self.0.clone()
     }
+
+    fn pressed_at(&self) -> Option<u64> {
+        None
+    }
 }
 
 /// Runs until it is told to end.
@@ -22,6 +26,10 @@ impl CompactionJob for Held {
         let told = self.0.lock().expect("one run at a time").recv();
         told.map(|()| CompactionOutcome::default()).map_err(|e| e.to_string())
     }
+
+    fn pressed_at(&self) -> Option<u64> {
+        None
+    }
 }
 
 struct Panics;
@@ -29,6 +37,10 @@ struct Panics;
 impl CompactionJob for Panics {
     fn run(&self) -> Result<CompactionOutcome, String> {
         panic!("as if by a bug")
+    }
+
+    fn pressed_at(&self) -> Option<u64> {
+        None
     }
 }
 

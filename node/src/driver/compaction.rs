@@ -32,6 +32,10 @@ impl<J: CompactionJob> CompactionJob for BusyWith<J> {
         let _busy = self.node.published.busy();
         self.compaction.run()
     }
+
+    fn pressed_at(&self) -> Option<u64> {
+        self.compaction.pressed_at()
+    }
 }
 
 impl AppliedState for Handle {

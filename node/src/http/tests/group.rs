@@ -23,6 +23,10 @@ impl CompactionJob for NothingToCompact {
     fn run(&self) -> Result<CompactionOutcome, String> {
         Ok(CompactionOutcome::default())
     }
+
+    fn pressed_at(&self) -> Option<u64> {
+        None
+    }
 }
 
 struct Node {
