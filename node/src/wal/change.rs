@@ -11,6 +11,7 @@ use kv_core::mutant::{self, Mutant};
 use super::manifest::{ActiveFile, FileKind, Manifest, SealedFile, staged_name};
 use super::recovery::{self, Recovered};
 use super::segment::LogFile;
+use super::staging;
 use super::storage::{Storage, sync_dir};
 use super::table::{FileTable, StagedSnapshot};
 use super::{CompactedBase, Wal, WalError};
@@ -68,6 +69,7 @@ impl<S: Storage> Wal<S> {
         let covers = |f: &SealedFile| f.kind != FileKind::Log || f.last <= horizon;
         let is_boundary = self.manifest.files.iter().any(|f| f.kind == FileKind::Log && f.last == horizon);
         if lineage != self.manifest.lineage || applied > self.last || !is_boundary {
+            staging::discard(&*self.shared.storage, &files);
             return Err(WalError::Rule(format!("the log has changed since a compaction up to {horizon} began")));
         }
         let mut next = Manifest { base, generation: self.manifest.generation.max(generation), ..self.manifest.clone() };

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use kv_core::entry::{Entry, EntryId, LineError};
 
-use super::manifest::{FileKind, SealedFile};
+use super::manifest::FileKind;
 use super::segment::LogFile;
+use super::staging;
 use super::storage::{Storage, StorageFile};
 use super::table::{FileTable, Shared, StagedSnapshot};
 
@@ -208,11 +209,7 @@ impl<S: Storage> LogReader<S> {
     }
 
     fn remove_staged(&self, snapshot: Option<StagedSnapshot>) {
-        let files = snapshot.iter().flat_map(|snapshot| &snapshot.files);
-        for name in files.filter_map(SealedFile::staged_name) {
-            // What cannot be removed now is an orphan for the next start.
-            let _ignored = self.storage().remove(&name);
-        }
+        staging::discard(&**self.storage(), snapshot.iter().flat_map(|snapshot| &snapshot.files));
     }
 
     /// Whether there is too little room to write.

@@ -40,6 +40,14 @@ impl<S: Storage> Staging<S> {
     }
 }
 
+/// Staged files that were kept, and that no manifest will list.
+pub(crate) fn discard<'f, S: Storage>(storage: &S, files: impl IntoIterator<Item = &'f SealedFile>) {
+    for name in files.into_iter().filter_map(SealedFile::staged_name) {
+        // What cannot be removed now is an orphan for the next start.
+        let _ignored = storage.remove(&name);
+    }
+}
+
 impl<S: Storage> Drop for Staging<S> {
     fn drop(&mut self) {
         for name in &self.names {

@@ -184,6 +184,20 @@ fn a_full_disk_fails_a_compaction_and_leaves_room_and_log_as_they_were() {
 }
 
 #[test]
+fn a_compaction_that_comes_too_late_is_refused_and_leaves_nothing_behind() {
+    let storage = MemoryStorage::default();
+    let (Opened { mut wal, reader, .. }, state) = founded(&storage, &[1]);
+    storage.create("wal.log.live.1.gen999").expect("room"); // of a snapshot that is being received
+    let names = || storage.names().into_iter().filter(|name| name.contains(".gen")).collect::<Vec<_>>();
+    let compacted = compact(&reader, &state).expect("readable").expect("sealed segments");
+    assert!(names().len() > 1);
+    wal.append(&history(31)[30..], EntryId(30)).expect("room");
+    wal.truncate(EntryId(30)).expect("not committed");
+    assert!(matches!(wal.swap_compacted(compacted), Err(crate::wal::WalError::Rule(_))));
+    assert_eq!(names(), ["wal.log.live.1.gen999"]);
+}
+
+#[test]
 fn a_configuration_recovered_by_hand_during_a_compaction_stays_in_force() {
     let storage = MemoryStorage::default();
     let (Opened { mut wal, reader, recovered }, state) = founded(&storage, &[1, 2, 3]);
