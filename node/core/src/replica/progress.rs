@@ -9,6 +9,9 @@ use crate::message::Round;
 
 /// An unanswered append or probe is sent again after this time: a frame was dropped by a full queue.
 pub(crate) const RESEND_MS: u64 = 1000;
+/// While less than this is on the way, what is new waits for the answer and goes out as one append: under load each
+/// append wakes the peer, its disk and this member. More is pipelined, so that catching up fills the line.
+const GATHER_BYTES: usize = 64 << 10;
 /// A failed snapshot is tried again after this time.
 const SNAPSHOT_RETRY_MS: u64 = 1000;
 
@@ -82,6 +85,7 @@ impl Progress {
     pub(crate) fn room(&self, limits: &Limits) -> Option<(usize, usize)> {
         match self.pace {
             Pace::Probe { asked: true } | Pace::Snapshot | Pace::Waiting { .. } => None,
+            Pace::Replicate if !self.in_flight.is_empty() && self.in_flight_bytes < GATHER_BYTES => None,
             Pace::Probe { asked: false } => Some((limits.window_entries_max, limits.window_bytes_max / 8)),
             Pace::Replicate => {
                 let used = usize::try_from(self.in_flight_entries).unwrap_or(usize::MAX);
