@@ -35,6 +35,8 @@ impl Log {
         if let Some(epoch) = log.run_of(applied) {
             log.last = LogPosition { epoch, id: applied };
         }
+        // The tail brings its own runs: were they there already, those of several epochs would stand twice.
+        log.runs.retain(|run| run.id <= log.last.id);
         for entry in tail {
             log.push(entry);
         }
@@ -230,6 +232,16 @@ mod tests {
         let epochs: Vec<_> = (1..=4).map(|id| log.epoch_at(EntryId(id)).map(|e| e.0)).collect();
         assert_eq!(epochs, [None, Some(1), Some(3), Some(5)]);
         assert_eq!(log.take_unsubmitted().len(), 1);
+    }
+
+    #[test]
+    fn a_tail_of_several_epochs_keeps_its_epochs_after_a_start() {
+        let runs = [(1, 1), (3, 2), (4, 5)].map(|(id, epoch)| LogPosition { epoch: Epoch(epoch), id: EntryId(id) });
+        let tail = vec![entry(2, 1), entry(3, 2), entry(4, 5), entry(5, 5)];
+        let log = Log::new(LogPosition::default(), runs.to_vec(), EntryId(1), tail);
+        let epochs: Vec<_> = (1..=5).map(|id| log.epoch_at(EntryId(id)).unwrap().0).collect();
+        assert_eq!(epochs, [1, 1, 2, 5, 5]);
+        assert_eq!(log.runs, runs);
     }
 
     #[test]
