@@ -36,7 +36,7 @@ mod rounds;
 mod snapshots;
 mod stop;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -7,6 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use kv_node::fuzz::{TARGETS, Target};
+use kv_tests::random::Random;
 
 /// Of each corpus; `KV_FUZZ_MUTATIONS` overrides it, for a longer run.
 const MUTATIONS: u64 = 10_000;
@@ -31,16 +32,11 @@ const TOKENS: [&str; 14] = [
     ",\"crc\":0}",
 ];
 
-/// SplitMix64.
-struct Chance(u64);
+struct Chance(Random);
 
 impl Chance {
     fn below(&mut self, n: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        usize::try_from((z ^ (z >> 31)) % n.max(1) as u64).unwrap()
+        self.0.index(n.max(1))
     }
 
     fn range(&mut self, len: usize) -> std::ops::Range<usize> {
@@ -91,7 +87,7 @@ fn go_through(target: Target) {
     let inputs = corpus(target.0);
     assert!(inputs.len() >= INPUTS_MIN, "{}: {} inputs", target.0, inputs.len());
     inputs.iter().for_each(|input| run(target, input));
-    let mut chance = Chance(1);
+    let mut chance = Chance(Random::new(1));
     let mutations = std::env::var("KV_FUZZ_MUTATIONS").map_or(MUTATIONS, |n| n.parse().unwrap());
     for _ in 0..mutations {
         let mut input = inputs[chance.below(inputs.len())].clone();

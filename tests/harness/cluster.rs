@@ -125,6 +125,18 @@ impl Cluster {
         .await
     }
 
+    /// Restarts these nodes one after the other with SIGTERM, each time after `progress` was made.
+    pub async fn roll(&mut self, order: &[usize], progress: impl AsyncFn()) {
+        for &index in order {
+            progress().await;
+            let exit = self.nodes[index].stop().await;
+            assert!(exit.status.success(), "{} ends with {}", self.nodes[index].name(), exit.status);
+            progress().await;
+            self.nodes[index].start_again().await;
+        }
+        progress().await;
+    }
+
     /// Waits until the node sees the other as this (`healthy` or `down`).
     pub async fn wait_seen(&self, by: usize, other: usize, health: &str) {
         let name = self.nodes[other].name().to_owned();

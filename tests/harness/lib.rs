@@ -18,6 +18,7 @@ mod load;
 mod log_lines;
 mod network;
 mod node;
+pub mod random;
 mod raw;
 pub mod sim;
 mod site;

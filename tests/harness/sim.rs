@@ -37,7 +37,6 @@ mod mutants;
 mod network;
 mod node;
 mod panics;
-mod random;
 mod shape;
 mod trace;
 mod watch;

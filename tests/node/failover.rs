@@ -157,14 +157,7 @@ async fn a_leader_cut_off_from_the_majority_stops_answering() {
 async fn sigterm_under_load_loses_no_request_that_retries() {
     let mut cluster = Cluster::automatic().await;
     let load = load(&cluster, 8);
-    for index in [0, 1, 2, 0] {
-        load.progress(100).await;
-        let exit = cluster.nodes[index].stop().await;
-        assert!(exit.status.success(), "{} ends with {}", cluster.nodes[index].name(), exit.status);
-        load.progress(100).await;
-        cluster.nodes[index].start_again().await;
-    }
-    load.progress(100).await;
+    cluster.roll(&[0, 1, 2, 0], async || load.progress(100).await).await;
     let report = load.stop().await;
     cluster.settle().await;
     report.nothing_lost();

@@ -99,14 +99,7 @@ async fn roll(drain_delay: &str) -> Outcome {
     let mut cluster = ClusterSpec::new(3).automatic().arg("--drain-delay", drain_delay).start().await;
     cluster.allow("");
     let load = PlainLoad::start(&cluster);
-    for index in [0, 1, 2, 0, 1, 2] {
-        load.progress(100).await;
-        let exit = cluster.nodes[index].stop().await;
-        assert!(exit.status.success(), "{} ends with {}", cluster.nodes[index].name(), exit.status);
-        load.progress(100).await;
-        cluster.nodes[index].start_again().await;
-    }
-    load.progress(100).await;
+    cluster.roll(&[0, 1, 2, 0, 1, 2], async || load.progress(100).await).await;
     let outcome = load.stop().await;
     cluster.settle().await;
     for key in &outcome.acknowledged {

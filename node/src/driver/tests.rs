@@ -16,7 +16,7 @@ use tokio::time::Instant;
 mod mending;
 
 use super::*;
-use crate::wal::{NewVolume, Options, open};
+use crate::wal::{NewVolume, Opened, Options, open};
 
 /// Longest wait for anything in these tests.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -36,27 +36,28 @@ async fn start_node_at(dir: &Path, name: &str, peer_address: &str) -> Handle {
     let opened =
         open(storage, &Options { segment_bytes_max: 2_000, ..Options::default() }, &volume).expect("a good log");
     let peer_listener = TcpListener::bind(peer_address).await.expect("a free port");
-    let peer_url = peer_listener.local_addr().expect("bound").to_string();
+    let tuning = Tuning { heartbeat_interval_ms: 50, heartbeat_timeout_ms: 2_000, failover: Failover::Manual };
+    start_opened(opened, &format!("http://{name}"), peer_listener, tuning).await
+}
+
+/// A driver without secrets over a log that needs no mending.
+pub(crate) async fn start_opened(
+    opened: Opened<FileStorage>,
+    url: &str,
+    peer_listener: TcpListener,
+    tuning: Tuning,
+) -> Handle {
     let boot = BootOptions {
-        url: format!("http://{name}"),
-        peer_url,
-        tuning: Tuning { heartbeat_interval_ms: 50, heartbeat_timeout_ms: 2_000, failover: Failover::Manual },
+        url: url.to_owned(),
+        peer_url: peer_listener.local_addr().expect("bound").to_string(),
+        tuning,
         lead_at_start: false,
         limits: Limits::default(),
         start_id: random_u64(),
     };
-    start(
-        opened,
-        DriverConfig {
-            boot,
-            peer_listener,
-            peer_secret: None,
-            metrics: Arc::default(),
-            scrub: ScrubSchedule::default(),
-        },
-    )
-    .await
-    .expect("nothing to mend")
+    let scrub = ScrubSchedule::default();
+    let config = DriverConfig { boot, peer_listener, peer_secret: None, metrics: Arc::default(), scrub };
+    start(opened, config).await.expect("nothing to mend")
 }
 
 async fn ask(node: &Handle, request: Request) -> Reply {

@@ -142,7 +142,7 @@ impl World {
     fn take_name(&mut self, leader: usize, index: usize) {
         let Some(info) = self.info(index) else { return };
         let order = Order::TakeName(info.member_id);
-        let member = MemberInfo { member_id: MemberId(self.random.next() | 1), ..info };
+        let member = MemberInfo { member_id: MemberId(self.random.draw() | 1), ..info };
         self.order(leader, order, Request::AddMember { target: None, member, voter: false });
     }
 

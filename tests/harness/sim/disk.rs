@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use kv_node::wal::storage::{Storage, StorageFile};
 
-use super::random::Random;
+use crate::random::Random;
 
 /// Small, so that few lines tear in many places.
 pub(crate) const PAGE_BYTES: usize = 64;
@@ -175,7 +175,7 @@ fn lock(disk: &Mutex<Disk>) -> MutexGuard<'_, Disk> {
 
 impl Disk {
     fn found_after(&mut self, crash: Crash) -> Self {
-        let seed = self.random.next();
+        let seed = self.random.draw();
         let mut found = Self {
             inodes: BTreeMap::new(),
             renames: Vec::new(),

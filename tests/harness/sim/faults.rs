@@ -197,7 +197,7 @@ impl World {
         self.coverage.count(Reached::VolumeLost);
         self.tell(index, format_args!("loses its volume"));
         self.part(index, Crash::Power);
-        let seed = self.random.next();
+        let seed = self.random.draw();
         let empty = Volume { disk: super::disk::SimDisk::new(seed), ledger: Ledger::default() };
         self.bury(index, empty);
         self.start_later(index);

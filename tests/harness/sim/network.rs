@@ -8,7 +8,7 @@ use kv_core::group::MemberId;
 use kv_core::message::Message;
 
 use super::node::Place;
-use super::random::Random;
+use crate::random::Random;
 
 /// How messages travel for now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use kv_core::contract::Limits;
 use kv_core::group::Settings;
 
-use super::random::Random;
+use crate::random::Random;
 
 #[derive(Debug, Clone)]
 pub(crate) struct Shape {

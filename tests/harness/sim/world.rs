@@ -16,11 +16,11 @@ use super::disk::SimDisk;
 use super::faults::Faults;
 use super::network::{Network, Packet};
 use super::node::{Happening, Node, Place, Process, Transfers, Volume};
-use super::random::Random;
 use super::shape::Shape;
 use super::trace::Trace;
 use super::watch::{Ledger, Watch};
 use super::{Options, Profile};
+use crate::random::Random;
 
 /// Names of the nodes; as many as a shape wants are used.
 const NAMES: [&str; 6] = ["a", "b", "c", "d", "e", "twin"];
@@ -83,7 +83,7 @@ impl World {
             shape.window_entries = random.pick(&[1, 3, shape.window_entries]).expect("not empty");
         }
         let nodes = NAMES[..shape.nodes].iter().map(|name| {
-            let volume = Volume { disk: SimDisk::new(random.next()), ledger: Ledger::default() };
+            let volume = Volume { disk: SimDisk::new(random.draw()), ledger: Ledger::default() };
             Node {
                 name: NodeName::new(name).expect("a letter is a name"),
                 volume,

@@ -27,6 +27,16 @@ async fn follow(leader: &Handle, learner: &Handle) {
     assert!(learner.wait_applied(leader.applied(), soon()).await, "follows");
 }
 
+/// A group of one in the first directory, its peer address, and a learner in the second; both hold all writes.
+async fn written_with_a_learner(dirs: &[tempfile::TempDir]) -> (Handle, String, Handle) {
+    let (leader, address) = founded_at(dirs[0].path()).await;
+    let learner = start_node(dirs[1].path(), "b").await;
+    follow(&leader, &learner).await;
+    write_all(&leader).await;
+    assert!(learner.wait_applied(EntryId(WRITES), soon()).await);
+    (leader, address, learner)
+}
+
 /// The id of the line that is damaged.
 fn flip_a_byte(dir: &Path) -> EntryId {
     let segment = dir.join("wal.log.segment.2");
@@ -58,11 +68,7 @@ fn shown(node: &Handle) -> Vec<Option<String>> {
 #[tokio::test]
 async fn what_a_learner_holds_comes_back() {
     let dirs = [tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory")];
-    let (leader, address) = founded_at(dirs[0].path()).await;
-    let learner = start_node(dirs[1].path(), "b").await;
-    follow(&leader, &learner).await;
-    write_all(&leader).await;
-    assert!(learner.wait_applied(EntryId(WRITES), soon()).await);
+    let (leader, address, learner) = written_with_a_learner(&dirs).await;
     let before = entries(&leader);
     stop(leader).await;
     flip_a_byte(dirs[0].path());
@@ -84,11 +90,7 @@ async fn what_a_learner_holds_comes_back() {
 #[tokio::test]
 async fn what_nobody_holds_is_declared_and_learners_are_made_equal() {
     let dirs: Vec<_> = (0..3).map(|_| tempfile::tempdir().expect("a directory")).collect();
-    let (leader, address) = founded_at(dirs[0].path()).await;
-    let old = start_node(dirs[1].path(), "b").await;
-    follow(&leader, &old).await;
-    write_all(&leader).await;
-    assert!(old.wait_applied(EntryId(WRITES), soon()).await);
+    let (leader, address, old) = written_with_a_learner(&dirs).await;
     stop(old).await;
     stop(leader).await;
     let damaged = flip_a_byte(dirs[0].path());
@@ -171,11 +173,7 @@ async fn a_damaged_base_that_nobody_else_holds_is_declared_lost() {
 #[tokio::test]
 async fn a_damaged_base_is_not_declared_lost_while_a_learner_holds_what_it_made() {
     let dirs = [tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory")];
-    let (leader, address) = founded_at(dirs[0].path()).await;
-    let learner = start_node(dirs[1].path(), "b").await;
-    follow(&leader, &learner).await;
-    write_all(&leader).await;
-    assert!(learner.wait_applied(EntryId(WRITES), soon()).await);
+    let (leader, address, learner) = written_with_a_learner(&dirs).await;
     damage_the_base(leader, dirs[0].path()).await;
 
     let leader = start_node_at(dirs[0].path(), "a", &address).await;

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use kv_core::contract::{Failover, Limits, Tuning};
+use kv_core::contract::{Failover, Tuning};
 use kv_core::group::MemberId;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 
 use super::*;
 use crate::compactor::{CompactionJob, CompactionOutcome, Schedule};
-use crate::driver::{self, BootOptions, DriverConfig, ScrubSchedule};
+use crate::driver;
 use crate::wal::{FileStorage, NewVolume, Options};
 
 /// Longest wait for anything in these tests.
@@ -109,26 +109,8 @@ async fn start_driver(dir: &std::path::Path, name: &str, url: &str) -> Handle {
     let volume = NewVolume { name, member_id: MemberId(driver::random_u64()), settings: Settings::default() };
     let opened = crate::wal::open(storage, &Options::default(), &volume).unwrap();
     let peer_listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let boot = BootOptions {
-        url: url.to_owned(),
-        peer_url: peer_listener.local_addr().unwrap().to_string(),
-        tuning: Tuning { heartbeat_interval_ms: 20, heartbeat_timeout_ms: 400, failover: Failover::Manual },
-        lead_at_start: false,
-        limits: Limits::default(),
-        start_id: driver::random_u64(),
-    };
-    driver::start(
-        opened,
-        DriverConfig {
-            boot,
-            peer_listener,
-            peer_secret: None,
-            metrics: Arc::default(),
-            scrub: ScrubSchedule::default(),
-        },
-    )
-    .await
-    .unwrap()
+    let tuning = Tuning { heartbeat_interval_ms: 20, heartbeat_timeout_ms: 400, failover: Failover::Manual };
+    driver::tests::start_opened(opened, url, peer_listener, tuning).await
 }
 
 struct Answer {

@@ -73,7 +73,7 @@ impl World {
             None => self.tell_driver(place, Happening::Step(Input::Persisted { seq })),
             Some(recovered) => {
                 self.coverage.count(Reached::SnapshotInstalled);
-                let seed = self.random.next();
+                let seed = self.random.draw();
                 let Some(process) = self.process(place) else { return };
                 let boot = Box::new(boot(recovered, &process.boot, seed));
                 self.tell_driver(place, Happening::Step(Input::Installed { boot }));

@@ -33,7 +33,7 @@ impl World {
         let storage = Arc::new(node.volume.disk.clone());
         let volume = NewVolume {
             name: node.name.clone(),
-            member_id: MemberId(self.random.next() | 1),
+            member_id: MemberId(self.random.draw() | 1),
             settings: self.shape.settings,
         };
         let opened = open(storage, &self.wal_options(), &volume);
@@ -86,7 +86,7 @@ impl World {
         node.volume.ledger.recovered(&recovered, lines, |id| self.watch.line(id).cloned());
         let options = self.boot_options(place);
         let member = recovered.hard.member_id;
-        let boot = boot(recovered, &options, self.random.next());
+        let boot = boot(recovered, &options, self.random.draw());
         let node = &self.nodes[place.node];
         let now = node.now(self.now_us);
         let replica = Replica::new(boot, now);

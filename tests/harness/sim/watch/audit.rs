@@ -77,7 +77,7 @@ impl World {
         }
         let Ok(source) = process.reader.snapshot(&|| applied) else { return };
         let position = source.position();
-        let seed = self.random.next();
+        let seed = self.random.draw();
         let disk = SimDisk::new(seed);
         let Opened { mut wal, reader, recovered } =
             open(Arc::new(disk), &Options::default(), &anybody()).expect("an empty disk opens");
