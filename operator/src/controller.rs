@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
+use futures::future::join_all;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
@@ -30,7 +31,7 @@ use crate::names::{APP, APP_LABEL, FIELD_MANAGER, INSTANCE_LABEL};
 use crate::node_client::NodeClient;
 use crate::observe::{Sources, observe};
 use crate::observed::Observed;
-use crate::plan::{self, Draw, Memory};
+use crate::plan::{self, Defaults, Draw, Memory};
 use crate::report;
 use crate::resources::Kind;
 use crate::validate::{self, Problem};
@@ -42,14 +43,14 @@ const AFTER_CONFLICT: Duration = Duration::from_millis(200);
 /// Clusters that are reconciled at once: one that waits for its nodes delays no other.
 const CONCURRENCY: u16 = 16;
 
-type Guarded = DeserializeGuard<KvCluster>;
+pub(crate) type Guarded = DeserializeGuard<KvCluster>;
 
 /// What every reconcile shares.
 pub struct Context {
     sources: Sources,
     recorder: Recorder,
     metrics: Arc<Metrics>,
-    default_image: String,
+    defaults: Defaults,
     started: Instant,
     remembered: Mutex<HashMap<String, Remembered>>,
 }
@@ -64,11 +65,19 @@ struct Remembered {
     failures: u32,
 }
 
+/// What the operator was started with.
+#[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// None: all namespaces.
-    pub namespace: Option<String>,
-    pub default_image: String,
+    /// Empty: all namespaces.
+    pub namespaces: Vec<String>,
+    /// For clusters that name none.
+    pub defaults: Defaults,
 }
+
+/// A controller and the store of the clusters that it sees: all, or those of one namespace.
+pub type Watched = (Controller<Guarded>, Clusters);
+/// Clusters as they were seen last; one that cannot be read keeps none of the others from being seen.
+pub type Clusters = Store<Guarded>;
 
 impl Context {
     pub async fn new(client: Client, metrics: Arc<Metrics>, options: &Options) -> Self {
@@ -78,7 +87,7 @@ impl Context {
             recorder: Recorder::new(client.clone(), reporter),
             sources: Sources { client, nodes: NodeClient::default(), pod_monitors },
             metrics,
-            default_image: options.default_image.clone(),
+            defaults: options.defaults.clone(),
             started: Instant::now(),
             remembered: Mutex::default(),
         }
@@ -96,8 +105,9 @@ impl Context {
     }
 
     /// Of clusters that are gone, nothing is kept.
-    fn forget_all_but(&self, store: &Store<Guarded>) {
-        let uids: Vec<String> = store.state().iter().filter_map(|cluster| cluster.meta().uid.clone()).collect();
+    fn forget_all_but(&self, stores: &[Clusters]) {
+        let clusters = stores.iter().flat_map(Store::state);
+        let uids: Vec<String> = clusters.filter_map(|cluster| cluster.meta().uid.clone()).collect();
         let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
         remembered.retain(|uid, _| uids.contains(uid));
     }
@@ -107,7 +117,7 @@ impl Context {
             now_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             cluster_id: ClusterId::new(&random_hex()).expect("hexadecimal digits are legal in an id"),
             token: remembered.token.clone().unwrap_or_else(|| format!("{}{}", random_hex(), random_hex())),
-            default_image: self.default_image.clone(),
+            defaults: self.defaults.clone(),
         }
     }
 }
@@ -126,8 +136,15 @@ async fn pod_monitors(client: &Client) -> bool {
     kube::discovery::pinned_kind(client, &kind).await.is_ok()
 }
 
-/// The controller, and the store of the clusters that it sees.
-pub fn controller(client: &Client, namespace: Option<&str>) -> (Controller<Guarded>, Store<Guarded>) {
+/// One controller for all namespaces, or one for each that is named.
+pub fn controllers(client: &Client, options: &Options) -> Vec<Watched> {
+    match options.namespaces.as_slice() {
+        [] => vec![controller(client, None)],
+        namespaces => namespaces.iter().map(|namespace| controller(client, Some(namespace))).collect(),
+    }
+}
+
+fn controller(client: &Client, namespace: Option<&str>) -> Watched {
     fn of<K>(client: &Client, namespace: Option<&str>) -> Api<K>
     where
         K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>,
@@ -158,14 +175,15 @@ fn cluster_of_pod(pod: Pod) -> Option<ObjectRef<Guarded>> {
 }
 
 /// Runs until the process is asked to end.
-pub async fn run(controller: Controller<Guarded>, store: Store<Guarded>, context: Arc<Context>) {
-    let results = controller.shutdown_on_signal().run(reconcile, retry, Arc::clone(&context));
-    results
-        .for_each(|_| {
-            context.forget_all_but(&store);
+pub async fn run(watched: Vec<Watched>, context: Arc<Context>) {
+    let (controllers, stores): (Vec<_>, Vec<_>) = watched.into_iter().unzip();
+    let results = controllers.into_iter().map(|controller| {
+        controller.shutdown_on_signal().run(reconcile, retry, Arc::clone(&context)).for_each(|_| {
+            context.forget_all_but(&stores);
             std::future::ready(())
         })
-        .await;
+    });
+    join_all(results).await;
 }
 
 /// One cluster, once. Ends in an action for later; never sleeps.

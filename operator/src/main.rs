@@ -1,5 +1,6 @@
 //! The `kv-operator` program: arguments, log, run. The only place with exit codes.
 
+use std::collections::BTreeSet;
 use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -7,9 +8,10 @@ use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
 use kube::Client;
-use kv_operator::controller::{self, Context, Options};
+use kv_operator::controller::{self, Clusters, Context, Options};
 use kv_operator::lease::Turns;
 use kv_operator::metrics::Metrics;
+use kv_operator::plan::Defaults;
 use kv_operator::{crd, server};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
@@ -32,12 +34,15 @@ enum Command {
 
 #[derive(clap::Args)]
 struct RunFlags {
-    /// The namespace to watch; all of them when it is not set.
-    #[arg(long, env = "WATCH_NAMESPACE")]
-    watch_namespace: Option<String>,
+    /// The namespaces to watch, with commas between them; all when it is not set or empty.
+    #[arg(long, env = "WATCH_NAMESPACES", value_delimiter = ',')]
+    watch_namespaces: Vec<String>,
     /// The image of nodes of a cluster that names none.
     #[arg(long, env = "NODE_IMAGE", default_value = concat!("kvcluster/kv-node:", env!("CARGO_PKG_VERSION")))]
     node_image: String,
+    /// Secrets with which the image of a cluster that names none is pulled, with commas between them.
+    #[arg(long, env = "NODE_IMAGE_PULL_SECRETS", value_delimiter = ',')]
+    node_image_pull_secrets: Vec<String>,
     /// Where metrics and probes are served.
     #[arg(long, env = "LISTEN_ADDR", default_value = "0.0.0.0:8080")]
     listen: SocketAddr,
@@ -82,11 +87,13 @@ fn log() {
 
 /// The watches begin at once, so that an operator that takes over knows all; it acts as the holder of the Lease alone.
 async fn run(flags: RunFlags) -> anyhow::Result<()> {
-    let RunFlags { watch_namespace, node_image, listen, lease_namespace, name } = flags;
+    let RunFlags { watch_namespaces, node_image, node_image_pull_secrets, listen, lease_namespace, name } = flags;
     let client = Client::try_default().await?;
     let metrics = Arc::new(Metrics::default());
-    let options = Options { namespace: watch_namespace.filter(|n| !n.is_empty()), default_image: node_image };
-    let (controller, store) = controller::controller(&client, options.namespace.as_deref());
+    let defaults = Defaults { image: node_image, pull_secrets: names(node_image_pull_secrets) };
+    let options = Options { namespaces: names(watch_namespaces), defaults };
+    let watched = controller::controllers(&client, &options);
+    let clusters: Vec<Clusters> = watched.iter().map(|(_, clusters)| clusters.clone()).collect();
     let mut turns = Turns::new(client.clone(), &lease_namespace, name);
     let work = async {
         turns.acquire().await;
@@ -94,14 +101,38 @@ async fn run(flags: RunFlags) -> anyhow::Result<()> {
         metrics.hold_lease();
         let context = Arc::new(Context::new(client, Arc::clone(&metrics), &options).await);
         tokio::select! {
-            () = controller::run(controller, store.clone(), context) => Ok(()),
+            () = controller::run(watched, context) => Ok(()),
             () = turns.hold() => Err(anyhow::anyhow!("the Lease was lost")),
         }
     };
     let ended = tokio::select! {
         ended = work => ended,
-        served = server::serve(listen, Arc::clone(&metrics), store.clone()) => served.map_err(anyhow::Error::from),
+        served = server::serve(listen, Arc::clone(&metrics), clusters) => served.map_err(anyhow::Error::from),
     };
     turns.release().await;
     ended
+}
+
+/// A list as people write it: with spaces, twice the same, or nothing between two commas.
+fn names(list: Vec<String>) -> Vec<String> {
+    let names = list.iter().map(|name| name.trim()).filter(|name| !name.is_empty()).map(str::to_owned);
+    names.collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn namespaces(arguments: &[&str]) -> Vec<String> {
+        let arguments = ["kv-operator", "run"].iter().chain(arguments);
+        let Command::Run(flags) = Cli::try_parse_from(arguments).unwrap().command else { panic!() };
+        names(flags.watch_namespaces)
+    }
+
+    #[test]
+    fn namespaces_are_a_list_and_none_means_all() {
+        assert_eq!(namespaces(&["--watch-namespaces", "b, a,,b"]), ["a", "b"]);
+        assert_eq!(namespaces(&["--watch-namespaces", ""]), [""; 0]);
+        assert_eq!(namespaces(&[]), [""; 0]);
+    }
 }

@@ -41,8 +41,15 @@ pub struct Draw {
     pub cluster_id: ClusterId,
     /// For a Secret that has to be minted.
     pub token: String,
-    /// The operator's default, for a cluster without an image.
-    pub default_image: String,
+    pub defaults: Defaults,
+}
+
+/// What the operator was told for clusters that say nothing. Another default restarts nobody.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Defaults {
+    pub image: String,
+    /// Names of Secrets with which it is pulled.
+    pub pull_secrets: Vec<String>,
 }
 
 /// What is to be written, and what that is good for.
@@ -285,7 +292,7 @@ fn ownership(observed: &Observed) -> Option<Progress> {
 /// The spec's, or what the cluster was created with: an operator's new default restarts nobody.
 fn image(desired: &Desired, observed: &Observed, draw: &Draw) -> String {
     let seen = || observed.set().map(|set| set.image).or_else(|| observed.status.image.clone());
-    desired.spec.image.clone().or_else(seen).unwrap_or_else(|| draw.default_image.clone())
+    desired.spec.image.clone().or_else(seen).unwrap_or_else(|| draw.defaults.image.clone())
 }
 
 fn choices(
@@ -301,6 +308,7 @@ fn choices(
         set_replicas: membership::set_replicas(desired, observed, group),
         claim_size,
         token: observed.token().unwrap_or_else(|| draw.token.clone()),
+        pull_secrets: draw.defaults.pull_secrets.clone(),
         pod_monitors: observed.pod_monitors,
     }
 }

@@ -111,6 +111,8 @@ pub struct Choices {
     /// Size in the claim template; behind the spec's while volumes grow.
     pub claim_size: String,
     pub token: String,
+    /// For a spec without any.
+    pub pull_secrets: Vec<String>,
     /// Whether the PodMonitor kind is installed.
     pub pod_monitors: bool,
 }
@@ -221,6 +223,7 @@ mod tests {
             set_replicas: desired.replicas,
             claim_size: desired.spec.storage.size.0.clone(),
             token: "secret".to_owned(),
+            pull_secrets: Vec::new(),
             pod_monitors: true,
         }
     }

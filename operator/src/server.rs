@@ -9,24 +9,19 @@ use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use axum::routing::get;
-use kube::core::DeserializeGuard;
 use kube::runtime::reflector::Store;
 
-use crate::crd::KvCluster;
+use crate::controller::Clusters;
 use crate::metrics::Metrics;
 
 #[derive(Clone)]
 struct App {
     metrics: Arc<Metrics>,
-    clusters: Store<DeserializeGuard<KvCluster>>,
+    clusters: Vec<Clusters>,
 }
 
 /// Serves until the process ends.
-pub async fn serve(
-    address: SocketAddr,
-    metrics: Arc<Metrics>,
-    clusters: Store<DeserializeGuard<KvCluster>>,
-) -> std::io::Result<()> {
+pub async fn serve(address: SocketAddr, metrics: Arc<Metrics>, clusters: Vec<Clusters>) -> std::io::Result<()> {
     let router = Router::new()
         .route("/livez", get(async || "ok"))
         .route("/readyz", get(async || "ok"))
@@ -37,7 +32,7 @@ pub async fn serve(
 }
 
 async fn render(State(app): State<App>) -> impl IntoResponse {
-    let clusters = app.clusters.state();
+    let clusters: Vec<_> = app.clusters.iter().flat_map(Store::state).collect();
     let text = app.metrics.render(clusters.iter().filter_map(|guarded| guarded.0.as_ref().ok()));
     ([(CONTENT_TYPE, "text/plain; version=0.0.4")], text)
 }

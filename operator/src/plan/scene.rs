@@ -6,7 +6,7 @@ use kv_core::status::{
     CorruptionReport, DiskStatus, Health, LeaderStatus, MemberStatus, NodeStatus, ReplicaStatus, Role,
 };
 
-use super::{Draw, Memory, Plan, plan};
+use super::{Defaults, Draw, Memory, Plan, plan};
 use crate::observed::{Answer, ClaimSeen, Observed, PodSeen};
 use crate::resources::{Choices, children, spec_hash};
 use crate::validate::{Desired, tests::cluster, validate};
@@ -29,7 +29,7 @@ impl Scene {
             now_ms: 1_000_000,
             cluster_id: ClusterId::new("drawn").unwrap(),
             token: "drawn-token".to_owned(),
-            default_image: IMAGE.to_owned(),
+            defaults: Defaults { image: IMAGE.to_owned(), pull_secrets: Vec::new() },
         };
         Self { desired, observed: Observed { generation: 1, ..Observed::default() }, memory: Memory::default(), draw }
     }
@@ -80,6 +80,7 @@ impl Scene {
             set_replicas: pods,
             claim_size: self.desired.spec.storage.size.0.clone(),
             token: "token".to_owned(),
+            pull_secrets: Vec::new(),
             pod_monitors: false,
         };
         self.observed.children = children(&self.desired, &choices);

@@ -54,9 +54,22 @@ fn the_token_that_was_minted_stays() {
 #[test]
 fn the_image_of_a_cluster_without_one_stays_when_the_default_changes() {
     let mut scene = Scene::led(SPEC, 3, 1);
-    scene.draw.default_image = "kvcluster/kv-node:2".to_owned();
+    scene.draw.defaults.image = "kvcluster/kv-node:2".to_owned();
     let plan = scene.plan();
     assert_eq!((plan.image.as_str(), plan.ensure, plan.directive), (super::scene::IMAGE, vec![], None));
+}
+
+#[test]
+fn pull_secrets_of_the_operator_are_for_clusters_that_name_none_and_restart_nobody() {
+    let secrets = |scene: &mut Scene| {
+        scene.draw.defaults.pull_secrets = vec!["site".to_owned()];
+        let plan = scene.plan();
+        let set = plan.ensure.iter().find(|child| child.kind == Kind::StatefulSet).cloned();
+        (set.map(|set| set.object["spec"]["template"]["spec"]["imagePullSecrets"][0]["name"].clone()), plan.directive)
+    };
+    assert_eq!(secrets(&mut Scene::led(SPEC, 3, 1)), (Some("site".into()), None));
+    let own = "{imagePullSecrets: [{name: own}], storage: {size: 1Gi}}";
+    assert_eq!(secrets(&mut Scene::led(own, 3, 1)), (None, None), "nothing is to be written");
 }
 
 #[test]

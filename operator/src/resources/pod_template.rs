@@ -6,15 +6,15 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{
     Affinity, Capabilities, ConfigMapEnvSource, Container, ContainerPort, EnvFromSource, EnvVar, EnvVarSource,
-    HTTPGetAction, ObjectFieldSelector, PodAffinityTerm, PodAntiAffinity, PodSecurityContext, PodSpec, PodTemplateSpec,
-    Probe, ResourceRequirements, SeccompProfile, SecretVolumeSource, SecurityContext, TopologySpreadConstraint, Volume,
-    VolumeMount, WeightedPodAffinityTerm,
+    HTTPGetAction, LocalObjectReference, ObjectFieldSelector, PodAffinityTerm, PodAntiAffinity, PodSecurityContext,
+    PodSpec, PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile, SecretVolumeSource, SecurityContext,
+    TopologySpreadConstraint, Volume, VolumeMount, WeightedPodAffinityTerm,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::json;
 
-use super::{pods, short_hash};
+use super::{Choices, pods, short_hash};
 use crate::crd::Resources;
 use crate::names::{CLIENT_PORT, CONTAINER, Identity, PEER_PORT, SPEC_HASH, VOLUME, is_ours};
 use crate::validate::Desired;
@@ -29,14 +29,14 @@ const USER: i64 = 65_532;
 /// Drain delay (5 s), hand-over (3 s), requests in flight (5 s), flushing, and as much again.
 const GRACE_SECONDS: i64 = 30;
 
-pub(super) fn build(desired: &Desired, image: &str) -> PodTemplateSpec {
+pub(super) fn build(desired: &Desired, choices: &Choices) -> PodTemplateSpec {
     let options = &desired.spec.pod;
     let mut annotations = foreign(&options.annotations);
-    annotations.insert(SPEC_HASH.to_owned(), spec_hash(desired, image));
+    annotations.insert(SPEC_HASH.to_owned(), spec_hash(desired, &choices.image));
     let mut labels = foreign(&options.labels);
     labels.extend(desired.identity.labels());
     let metadata = ObjectMeta { annotations: Some(annotations), labels: Some(labels), ..ObjectMeta::default() };
-    PodTemplateSpec { metadata: Some(metadata), spec: Some(pod(desired, image)) }
+    PodTemplateSpec { metadata: Some(metadata), spec: Some(pod(desired, choices)) }
 }
 
 /// A pod that carries another hash needs a restart.
@@ -60,15 +60,14 @@ fn foreign(pairs: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     pairs.iter().filter(|(key, _)| !is_ours(key)).map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
-fn pod(desired: &Desired, image: &str) -> PodSpec {
+fn pod(desired: &Desired, choices: &Choices) -> PodSpec {
     let options = &desired.spec.pod;
-    let set = |list: &[_]| (!list.is_empty()).then(|| list.to_vec());
     PodSpec {
         affinity: Some(options.affinity.clone().unwrap_or_else(|| hosts_of_their_own(&desired.identity))),
         automount_service_account_token: Some(false),
-        containers: vec![container(desired, image)],
+        containers: vec![container(desired, &choices.image)],
         enable_service_links: Some(false),
-        image_pull_secrets: set(&desired.spec.image_pull_secrets),
+        image_pull_secrets: pull_secrets(desired, choices),
         node_selector: (!options.node_selector.is_empty()).then(|| options.node_selector.clone()),
         priority_class_name: options.priority_class_name.clone(),
         security_context: Some(pod_security()),
@@ -78,6 +77,13 @@ fn pod(desired: &Desired, image: &str) -> PodSpec {
         volumes: Some(vec![token_volume(&desired.identity)]),
         ..PodSpec::default()
     }
+}
+
+fn pull_secrets(desired: &Desired, choices: &Choices) -> Option<Vec<LocalObjectReference>> {
+    let named = |name: &String| LocalObjectReference { name: name.clone() };
+    let default = || choices.pull_secrets.iter().map(named).collect();
+    let own = &desired.spec.image_pull_secrets;
+    Some(if own.is_empty() { default() } else { own.clone() }).filter(|secrets| !secrets.is_empty())
 }
 
 fn container(desired: &Desired, image: &str) -> Container {

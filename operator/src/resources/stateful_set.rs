@@ -30,7 +30,7 @@ pub(super) fn build(desired: &Desired, choices: &Choices) -> StatefulSet {
             when_deleted: Some(retain.to_owned()),
             when_scaled: Some(retain.to_owned()),
         }),
-        template: pod_template::build(desired, &choices.image),
+        template: pod_template::build(desired, choices),
         volume_claim_templates: Some(vec![claim(desired, &choices.claim_size)]),
         ..StatefulSetSpec::default()
     };
