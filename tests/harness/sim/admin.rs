@@ -254,7 +254,6 @@ impl World {
                 assert!(is_refused, "an order for another node was not refused: {reply:?}");
                 Reached::DirectiveRefused
             }
-            (Order::TakeName(holder), Reply::Done { .. }) => return self.watch_name_taken(place, holder),
             (Order::Settings, Reply::Done { .. }) => Reached::SettingsChanged,
             _ => return,
         };

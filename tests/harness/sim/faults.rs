@@ -108,7 +108,10 @@ impl World {
             _ => Trouble::Stops,
         };
         let calls = self.random.below(CALLS_MAX);
-        self.nodes[index].volume.disk.arm(calls, trouble);
+        let Volume { disk, ledger } = &self.nodes[index].volume;
+        if !ledger.may_look_torn {
+            disk.arm(calls, trouble);
+        }
     }
 
     fn pause(&mut self, index: usize) {
@@ -245,7 +248,11 @@ impl World {
             disk.vanish(&name);
         }
         self.tell(index, format_args!("is damaged: {name}"));
-        self.nodes[index].volume.ledger.is_damaged = true;
+        let Volume { disk, ledger } = &mut self.nodes[index].volume;
+        (ledger.is_damaged, ledger.may_look_torn) = (true, is_active);
+        if is_active {
+            disk.disarm();
+        }
         self.start_later(index);
     }
 
@@ -278,9 +285,15 @@ impl World {
     fn older_copy(&self, index: usize) -> Option<usize> {
         let ledger = &self.nodes[index].volume.ledger;
         let fits = |(of, saved): &(usize, Volume)| {
-            *of == index && saved.ledger.member() == ledger.member() && saved.ledger.is_older_than(ledger)
+            let is_older = saved.ledger.member() == ledger.member() && saved.ledger.is_older_than(ledger);
+            *of == index && is_older && !self.was_alone(&saved.ledger)
         };
         self.faults.saved.iter().position(fits)
+    }
+
+    /// A copy of the only voter has nobody to ask: `docs/correctness.md`, *What escapes*.
+    fn was_alone(&self, ledger: &Ledger) -> bool {
+        ledger.voters().unwrap_or_else(|| self.founders()).len() == 1
     }
 
     /// At a moment at which nothing is on its way; there are many of them.

@@ -68,6 +68,10 @@ pub(crate) enum Happening {
         from: MemberId,
         message: Message,
     },
+    /// A snapshot was received whole.
+    SnapshotStaged(Input),
+    /// A snapshot has replaced the log.
+    Installed(Input),
     /// From here on the replica knows how far the peer is, and compaction need not wait.
     SnapshotSent {
         input: Input,
@@ -108,6 +112,7 @@ pub(crate) struct Process {
     pub(crate) lost: BTreeSet<MemberId>,
     /// Where snapshots under way end; compaction must not pass them.
     pub(crate) floors: Vec<EntryId>,
+    /// A snapshot is on its way here, or is not installed yet: no other is taken.
     pub(crate) is_receiving: bool,
 }
 

@@ -88,6 +88,11 @@ impl World {
                 self.watch_received(place, from, &message);
                 self.step(place, Input::Received { from, message });
             }
+            Happening::SnapshotStaged(input) => self.snapshot_staged(place, input),
+            Happening::Installed(input) => {
+                self.step(place, input);
+                self.process(place).into_iter().for_each(|process| process.is_receiving = false);
+            }
             Happening::SnapshotSent { input, floor } => {
                 self.step(place, input);
                 self.drop_floor(place, floor);

@@ -76,7 +76,7 @@ impl World {
                 let seed = self.random.draw();
                 let Some(process) = self.process(place) else { return };
                 let boot = Box::new(boot(recovered, &process.boot, seed));
-                self.tell_driver(place, Happening::Step(Input::Installed { boot }));
+                self.tell_driver(place, Happening::Installed(Input::Installed { boot }));
             }
         }
     }

@@ -102,23 +102,34 @@ impl World {
     fn received(&mut self, transfer: Transfer) {
         let Transfer { from, to, sender, receiver, epoch, position, floor, source: _, left: _, staging } = transfer;
         let Some(process) = self.process(to) else { return };
-        process.is_receiving = false;
         match staging.finish() {
             Ok(received) => {
                 let cluster_id = received.staged.cluster_id.clone();
                 process.reader.offer(received.staged);
                 let staged = Input::SnapshotStaged { from: sender, epoch, position, cluster_id };
-                self.arrives(to, Happening::Step(staged));
+                self.arrives(to, Happening::SnapshotStaged(staged));
                 let input = Input::SnapshotSent { peer: receiver, result: Ok(position) };
                 let delay_us = self.network.delay_us(&mut self.random);
                 self.at(self.now_us + delay_us, Event::Inbox(from, Happening::SnapshotSent { input, floor }));
             }
             Err(error) => {
+                process.is_receiving = false;
                 self.tell(to.node, format_args!("cannot take a snapshot in: {error}"));
                 self.drop_floor(from, floor);
                 self.snapshot_failed(from, receiver, "it cannot be written");
                 self.side_work_failed(to);
             }
+        }
+    }
+
+    /// The replica decides at once whether it installs what was received; what it does not want goes. No other one
+    /// is received before that.
+    pub(crate) fn snapshot_staged(&mut self, place: Place, input: Input) {
+        self.step(place, input);
+        let Some(process) = self.process(place) else { return };
+        if !process.replica.is_installing() {
+            process.reader.withdraw();
+            process.is_receiving = false;
         }
     }
 

@@ -9,6 +9,7 @@ use kv_core::message::Promise;
 use kv_node::wal::Recovered;
 
 use super::Line;
+use super::rules::voters_in;
 
 /// Of one volume. Lines below the horizon stay in it: what they did, the volume still holds.
 #[derive(Debug, Clone, Default)]
@@ -22,6 +23,9 @@ pub(crate) struct Ledger {
     pub(super) promise: Promise,
     /// Something was done to the disk that no disk may do.
     pub(crate) is_damaged: bool,
+    /// The damage is in the active segment: a loss of power before a start has found it takes the hint with it that
+    /// tells it from a torn tail (`docs/correctness.md`, *What escapes*).
+    pub(crate) may_look_torn: bool,
     /// Pages may be readable that are not on the disk.
     pub(crate) sync_failed: bool,
 }
@@ -37,6 +41,17 @@ impl Ledger {
 
     pub(super) fn last_durable(&self) -> EntryId {
         self.durable.last_key_value().map_or(EntryId::ZERO, |(id, _)| *id)
+    }
+
+    /// Of the configuration that the durable log ends with. None: no entry changed the founders'.
+    pub(crate) fn voters(&self) -> Option<Vec<MemberId>> {
+        let entries = self.durable.values().rev().filter_map(|line| Entry::decode(line.bytes.clone()).ok());
+        entries.into_iter().find_map(|entry| voters_in(&entry))
+    }
+
+    /// Whether all lines up to `id` are durable here, as they were decided.
+    pub(super) fn holds(&self, id: EntryId, canon: impl Fn(EntryId) -> Option<Line>) -> bool {
+        (1..=id.0).map(EntryId).all(|id| self.durable.get(&id) == canon(id).as_ref())
     }
 
     /// The same volume, and something that it acknowledged since is missing in this one.
@@ -92,7 +107,7 @@ impl Ledger {
         self.durable = below.filter_map(|id| Some((id, canon(id)?))).chain(found).collect();
         self.asked = self.durable.clone();
         (self.member, self.incarnation, self.promise) = (Some(hard.member_id), hard.incarnation, hard.promise);
-        (self.is_damaged, self.sync_failed) = (false, false);
+        (self.is_damaged, self.may_look_torn, self.sync_failed) = (false, false, false);
     }
 
     fn compare(&self, horizon: EntryId, lines: &[Entry]) {

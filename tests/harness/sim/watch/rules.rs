@@ -51,6 +51,8 @@ struct Question {
     round: Option<Round>,
     last: EntryId,
     full: (bool, u64),
+    /// The member whose name is asked for leads here, or was surely heard of.
+    holder_lives: bool,
 }
 
 impl World {
@@ -59,11 +61,17 @@ impl World {
         let Some(process) = self.nodes[place.node].process.as_ref() else { return };
         let epoch = process.replica.view(now).epoch;
         let last = process.replica.positions().0.id;
-        let rules = &mut self.watch.rules;
+        let rules = &self.watch.rules;
         let sent = rules.rounds.range((place, epoch, Round(0))..=(place, epoch, Round(u64::MAX)));
         let round = sent.last().map(|((_, _, round), _)| *round);
         let full = rules.full.get(&place).copied().unwrap_or_default();
-        rules.questions.insert((place, token), Question { at_us: self.now_us, epoch, round, last, full });
+        let holder = process.waiting.get(&token).and_then(|waiter| match waiter {
+            Waiter::Admin(Order::TakeName(holder)) => Some(*holder),
+            _ => None,
+        });
+        let holder_lives = holder.is_some_and(|holder| self.lives(place, holder));
+        let question = Question { at_us: self.now_us, epoch, round, last, full, holder_lives };
+        self.watch.rules.questions.insert((place, token), question);
     }
 
     pub(crate) fn watch_told_full(&mut self, place: Place, is_full: bool) {
@@ -160,16 +168,21 @@ impl World {
     }
 
     /// A name belongs to its member while that one leads or is heard.
-    pub(crate) fn watch_name_taken(&self, place: Place, holder: MemberId) {
+    fn lives(&self, place: Place, holder: MemberId) -> bool {
         let leads = self.nodes[place.node].process.as_ref().is_some_and(|process| process.member == holder);
-        let lives = leads || self.was_heard(place, holder, SURELY_HEARD_PERCENT);
-        let lives = lives && self.is_voter(place, holder);
-        assert!(!lives, "the name of {holder} was given away while it lives");
+        (leads || self.was_heard(place, holder, SURELY_HEARD_PERCENT)) && self.is_voter(place, holder)
     }
 
     pub(crate) fn watch_answered(&mut self, place: Place, token: Token, waiter: &Waiter, reply: &Reply) {
         let Some(question) = self.watch.rules.questions.remove(&(place, token)) else { return };
-        let Waiter::Call(delivery) = waiter else { return };
+        let delivery = match (waiter, reply) {
+            (Waiter::Call(delivery), _) => delivery,
+            (Waiter::Admin(Order::TakeName(holder)), Reply::Done { .. }) => {
+                assert!(!question.holder_lives, "the name of {holder} was given away while it lives");
+                return;
+            }
+            (Waiter::Admin(_), _) => return,
+        };
         match reply {
             Reply::ReadAt(_) | Reply::NotFound | Reply::VersionConflict { .. } | Reply::PreconditionFailed => {
                 assert!(
@@ -239,10 +252,13 @@ impl World {
         self.watch.rules.quarantined.insert(place, until.map_or(committed, |until| until.min(committed)));
     }
 
+    /// What it holds again counts; that it is committed, a new leader may not know yet.
     pub(crate) fn watch_refilled(&mut self, place: Place) {
         let needed = self.watch.rules.quarantined.remove(&place).unwrap_or_default();
-        let applied = self.nodes[place.node].process.as_ref().map(|process| process.applied());
-        assert!(applied >= Some(needed), "refilled up to {applied:?}, when {needed} was committed before");
+        let ledger = &self.nodes[place.node].volume.ledger;
+        let holds_all = ledger.holds(needed, |id| self.watch.line(id).cloned());
+        let last = ledger.last_durable();
+        assert!(holds_all, "refilled up to {last}, and does not hold all up to {needed}, which was committed before");
     }
 
     /// Nobody who is there needs lines that are about to go.
@@ -283,7 +299,7 @@ impl World {
     }
 }
 
-fn voters_in(entry: &Entry) -> Option<Vec<MemberId>> {
+pub(super) fn voters_in(entry: &Entry) -> Option<Vec<MemberId>> {
     match &entry.body {
         Body::Control(Control::Config(configuration)) => Some(configuration.ids().collect()),
         _ => None,
