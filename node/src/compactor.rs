@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use kv_core::status::CompactionSchedule;
 use serde::Serialize;
 use time::OffsetDateTime;
 use tokio::sync::{Notify, Semaphore};
@@ -34,14 +35,6 @@ pub trait CompactionJob: Send + Sync + 'static {
 
     /// While there is too little room: a number that rises with what there may be to gain.
     fn pressed_at(&self) -> Option<u64>;
-}
-
-/// When compaction runs by itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Schedule {
-    pub enabled: bool,
-    pub interval_seconds: u64,
-    pub min_interval_seconds: u64,
 }
 
 /// Whether a run respects the minimum interval.
@@ -90,6 +83,8 @@ pub struct ScheduleChange {
     pub enabled: Option<bool>,
     #[serde(rename = "interval", skip_serializing_if = "Option::is_none")]
     pub interval_seconds: Option<u64>,
+    #[serde(rename = "min_interval", skip_serializing_if = "Option::is_none")]
+    pub min_interval_seconds: Option<u64>,
 }
 
 /// The body of `POST /compaction/configure`.
@@ -105,7 +100,7 @@ pub struct ConfigureDocument {
 pub struct IntervalTooShort(pub u64);
 
 struct State {
-    schedule: Schedule,
+    schedule: CompactionSchedule,
     /// End of the last successful run, for the minimum interval.
     last_success: Option<Instant>,
     last_success_text: Option<String>,
@@ -127,7 +122,7 @@ pub struct Compactor(Arc<Shared>);
 
 impl Compactor {
     /// Starts the schedule; its task ends when the runtime does. Needs a Tokio runtime.
-    pub fn start(job: Arc<dyn CompactionJob>, schedule: Schedule, metrics: Arc<Metrics>) -> Self {
+    pub fn start(job: Arc<dyn CompactionJob>, schedule: CompactionSchedule, metrics: Arc<Metrics>) -> Self {
         let state = State { schedule, last_success: None, last_success_text: None, history: VecDeque::new() };
         let compactor = Self(Arc::new(Shared {
             job,
@@ -161,6 +156,10 @@ impl Compactor {
         }
     }
 
+    pub fn schedule(&self) -> CompactionSchedule {
+        self.state().schedule
+    }
+
     /// Changes the schedule until the next start; nothing is changed on an error.
     pub fn configure(&self, change: ScheduleChange) -> Result<ConfigureDocument, IntervalTooShort> {
         if let Some(seconds) = change.interval_seconds.filter(|&s| s < INTERVAL_SECONDS_MIN) {
@@ -169,6 +168,8 @@ impl Compactor {
         let mut state = self.state();
         state.schedule.enabled = change.enabled.unwrap_or(state.schedule.enabled);
         state.schedule.interval_seconds = change.interval_seconds.unwrap_or(state.schedule.interval_seconds);
+        let minimum = change.min_interval_seconds.unwrap_or(state.schedule.min_interval_seconds);
+        state.schedule.min_interval_seconds = minimum;
         drop(state);
         self.0.schedule_changed.notify_one();
         Ok(ConfigureDocument { status: "success", changes: change })
@@ -252,7 +253,7 @@ fn timestamp(at: OffsetDateTime) -> String {
 async fn follow_schedule(compactor: Compactor) {
     let mut run_at = None;
     loop {
-        let Schedule { enabled, interval_seconds, .. } = compactor.state().schedule;
+        let CompactionSchedule { enabled, interval_seconds, .. } = compactor.state().schedule;
         let changed = compactor.0.schedule_changed.notified();
         if !enabled {
             changed.await;

@@ -18,11 +18,11 @@ use std::time::Duration;
 use kv_core::contract::{SettingsChange, Tuning};
 use kv_core::group::{NodeName, Settings};
 
-use crate::compactor::Schedule;
 use crate::driver::ScrubSchedule;
 use crate::wal::OnDamage;
 use crate::wal::import::ImportOptions;
 use crate::wal::restore::RestoreOptions;
+use kv_core::status::CompactionSchedule;
 
 pub use cluster_file::{ClusterFile, ClusterMember};
 pub use flags::{DevFlags, NODE_VARIABLES, SETTING_VARIABLES};
@@ -48,7 +48,7 @@ pub struct ServeConfig {
     /// Whether this node is the one that is told to lead at start.
     pub lead_at_start: bool,
     pub tuning: Tuning,
-    pub compaction: Schedule,
+    pub compaction: CompactionSchedule,
     pub group: GroupSettings,
     pub clients: ClientLimits,
     pub drain_delay: Duration,

@@ -25,7 +25,6 @@ pub mod server;
 mod service;
 mod status;
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -66,8 +65,6 @@ pub struct HttpConfig {
     pub api_timeout: Duration,
     pub value_bytes_max: usize,
     pub segment_bytes_max: u64,
-    /// Shown in `/cluster_status` until `/settings` changes it.
-    pub heartbeat_interval: Duration,
     /// What `/cluster/bootstrap` founds a group with when its body names no settings, and how long
     /// this node remembers results of GET.
     pub seed_settings: Settings,
@@ -87,12 +84,10 @@ struct Shared {
     client: reqwest::Client,
     results: Results,
     counters: Counters,
-    heartbeat_interval_ms: AtomicU64,
 }
 
 impl App {
     pub(crate) fn new(config: HttpConfig, slot: Slot, metrics: Arc<Metrics>) -> Self {
-        let heartbeat_interval_ms = u64::try_from(config.heartbeat_interval.as_millis()).unwrap_or(u64::MAX);
         Self(Arc::new(Shared {
             results: Results::new(Duration::from_secs(config.seed_settings.dedup_expiry_seconds)),
             config,
@@ -100,7 +95,6 @@ impl App {
             metrics,
             client: forward::client(),
             counters: Counters::default(),
-            heartbeat_interval_ms: AtomicU64::new(heartbeat_interval_ms),
         }))
     }
 
@@ -140,14 +134,6 @@ impl App {
 
     pub(crate) fn counters(&self) -> &Counters {
         &self.0.counters
-    }
-
-    pub(crate) fn heartbeat_interval_ms(&self) -> u64 {
-        self.0.heartbeat_interval_ms.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn show_heartbeat_interval_ms(&self, ms: u64) {
-        self.0.heartbeat_interval_ms.store(ms, Ordering::Relaxed);
     }
 
     /// The limits of a body whose largest part is `bytes_max` long.

@@ -7,7 +7,6 @@ mod warnings;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use kv_core::contract::Limits;
 use kv_core::group::{MemberId, NodeName};
@@ -192,7 +191,6 @@ fn http_config(config: &ServeConfig, url: &str) -> HttpConfig {
         api_timeout: config.clients.api_timeout,
         value_bytes_max: config.clients.value_bytes_max,
         segment_bytes_max: config.storage.segment_bytes_max,
-        heartbeat_interval: Duration::from_millis(config.tuning.heartbeat_interval_ms),
         seed_settings: config.group.seed,
         auth_token: config.auth_token.clone(),
         timeouts: ClientTimeouts::default(),

@@ -2,6 +2,7 @@
 //! Every write can be repeated, so a process that ends between any two of them leaves nothing that the
 //! next plan does not finish. Decides nothing.
 
+use futures::future::join_all;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::Client;
 use kube::api::{Api, DeleteParams, EvictParams, Patch, PatchParams, Preconditions, PropagationPolicy};
@@ -44,6 +45,7 @@ pub async fn apply(sources: &Sources, cluster: &KvCluster, token: Option<String>
         replace_set,
         labels,
         assignment,
+        tune,
         directive,
         progress,
         leadership,
@@ -82,12 +84,16 @@ pub async fn apply(sources: &Sources, cluster: &KvCluster, token: Option<String>
         Ok(None) => {}
         Err(error) => applied.error = Some(error),
     }
+    let nodes = sources.nodes.with_token(token);
+    let tuned = join_all(tune.iter().map(|tuning| nodes.tune(tuning))).await;
+    let untuned = tuned.into_iter().find_map(Result::err).map(Error::from);
+    applied.error = applied.error.or(untuned);
     // A quota that refuses a child must not keep a group without a leader; a restart needs its template.
     let needs_children = matches!(directive, Some(Directive::Restart { .. }));
     let directive = directive.filter(|_| applied.error.is_none() || !needs_children);
     if let Some(directive) = directive {
         let lead = if let Directive::Lead { why, .. } = &directive { Some(*why) } else { None };
-        match writer.direct(&sources.nodes.with_token(token), directive).await {
+        match writer.direct(&nodes, directive).await {
             Ok(()) => applied.switched = lead,
             Err(error) => applied.error = applied.error.or(Some(error)),
         }

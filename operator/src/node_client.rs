@@ -7,13 +7,13 @@ use std::time::Duration;
 use kv_core::contract::SettingsChange;
 use kv_core::entry::EntryId;
 use kv_core::group::{ClusterId, MemberId, MemberInfo, Settings};
-use kv_core::status::NodeStatus;
+use kv_core::status::{CompactionSchedule, Failover, NodeStatus};
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::error::NodeError;
 use crate::group::Addressee;
-use crate::plan::{Assignment, Founder};
+use crate::plan::{Assignment, Founder, NodeTuning};
 
 /// A status comes from memory; whoever is slower than this is unknown for now.
 const STATUS_MAX: Duration = Duration::from_secs(1);
@@ -67,6 +67,19 @@ struct BootstrapBody<'a> {
     settings: Settings,
 }
 
+/// Of `POST /settings`; what is absent stays as it is.
+#[derive(Debug, Default, PartialEq, Serialize)]
+struct TuneBody {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    heartbeat_interval: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    heartbeat_timeout: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failover: Option<Failover>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    storage_limit: Option<u64>,
+}
+
 impl Default for NodeClient {
     fn default() -> Self {
         // Nodes speak plain HTTP: an image needs no CA roots.
@@ -117,6 +130,27 @@ impl Nodes<'_> {
     pub async fn change_settings(&self, leader: &Addressee, settings: &SettingsChange) -> Result<(), NodeError> {
         let body = SettingsBody { target: target(leader), settings };
         self.post(&leader.pod, &leader.url, "/cluster/settings", &body).await
+    }
+
+    /// Only what is to change.
+    pub async fn tune(&self, tuning: &NodeTuning) -> Result<(), NodeError> {
+        let NodeTuning { pod, url, heartbeat_interval_ms, heartbeat_timeout_ms, .. } = tuning;
+        let NodeTuning { failover, storage_limit_bytes, compaction, .. } = tuning;
+        let seconds = |ms: &Option<u64>| ms.map(|ms| Duration::from_millis(ms).as_secs_f64());
+        let body = TuneBody {
+            heartbeat_interval: seconds(heartbeat_interval_ms),
+            heartbeat_timeout: seconds(heartbeat_timeout_ms),
+            failover: *failover,
+            storage_limit: *storage_limit_bytes,
+        };
+        if body != TuneBody::default() {
+            self.post(pod, url, "/settings", &body).await?;
+        }
+        let Some(CompactionSchedule { enabled, interval_seconds, min_interval_seconds }) = compaction else {
+            return Ok(());
+        };
+        let query = format!("enabled={enabled}&interval={interval_seconds}&min_interval={min_interval_seconds}");
+        self.direct(pod, self.client.post(format!("{url}/compaction/configure?{query}"))).await
     }
 
     async fn post(&self, pod: &str, url: &str, path: &str, body: &impl Serialize) -> Result<(), NodeError> {

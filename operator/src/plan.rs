@@ -6,6 +6,7 @@
 
 mod bootstrap;
 mod leadership;
+mod live;
 mod membership;
 mod rollout;
 #[cfg(test)]
@@ -26,6 +27,7 @@ use crate::resources::{self, Child, Choices, Kind, spec_hash};
 use crate::validate::Desired;
 
 pub use leadership::Memory;
+pub use live::NodeTuning;
 
 /// How soon to look again while something is under way.
 const SOON: Duration = Duration::from_secs(1);
@@ -67,6 +69,8 @@ pub struct Plan {
     pub labels: Vec<RoleLabel>,
     /// Who founds the group; written to the status before anybody is told.
     pub assignment: Option<Assignment>,
+    /// Nodes that run with other settings than the spec's, as far as they can be changed at once.
+    pub tune: Vec<NodeTuning>,
     /// What the nodes are told, or the one pod that is restarted.
     pub directive: Option<Directive>,
     /// What is under way, or why nothing can be.
@@ -205,7 +209,10 @@ pub fn plan(desired: &Desired, observed: &Observed, memory: &Memory, draw: &Draw
             plan.assignment = assignment;
             step
         }
-        Some(group) => govern(desired, observed, group, &spec_hash, draw, &mut plan),
+        Some(group) => {
+            plan.tune = live::plan(desired, observed, group);
+            govern(desired, observed, group, &spec_hash, draw, &mut plan)
+        }
     };
     plan.directive = step.directive;
     plan.progress = step.progress.or(volumes.progress);
@@ -226,6 +233,7 @@ impl Plan {
             && self.grow.is_empty()
             && !self.replace_set
             && self.assignment.is_none()
+            && self.tune.is_empty()
             && self.directive.is_none()
             && self.progress.is_none()
             && self.leadership.is_none()
@@ -251,9 +259,12 @@ fn govern(
     if group.leader.is_none() || led.step.directive.is_some() {
         return led.step;
     }
+    let mut members = membership::plan(desired, observed, group);
+    if members.directive.is_none() {
+        members.directive = settings(desired, group);
+    }
     let parts = [
-        membership::plan(desired, observed, group),
-        settings(desired, group),
+        members,
         rollout::plan(desired, observed, group, &roll),
         led.step,
         membership::awaited(desired, observed, group),
@@ -262,16 +273,14 @@ fn govern(
 }
 
 /// What decides what apply does is state of the group: an entry changes it.
-fn settings(desired: &Desired, group: &Group<'_>) -> Step {
-    let Some(leader) = group.leader else { return Step::default() };
+fn settings(desired: &Desired, group: &Group<'_>) -> Option<Directive> {
+    let leader = group.leader?;
     let (present, wanted) = (leader.status.replica.settings, desired.settings);
     let history = (present.history_limit != wanted.history_limit).then_some(wanted.history_limit);
     let expiry = (present.dedup_expiry_seconds != wanted.dedup_expiry_seconds).then_some(wanted.dedup_expiry_seconds);
-    let Some(node) = addressee(leader.pod).filter(|_| history.is_some() || expiry.is_some()) else {
-        return Step::default();
-    };
+    let node = addressee(leader.pod).filter(|_| history.is_some() || expiry.is_some())?;
     let change = SettingsChange { history_limit: history, dedup_expiry_seconds: expiry, dedup_limit: None };
-    Step { directive: Some(Directive::ChangeSettings { leader: node, change }), progress: None }
+    Some(Directive::ChangeSettings { leader: node, change })
 }
 
 /// Nothing is written while something of ours is somebody else's.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use kube::ResourceExt;
 use kv_core::group::Settings;
+use kv_core::status::CompactionSchedule;
 
 use crate::crd::{KvCluster, KvClusterSpec, Reason};
 use crate::names::Identity;
@@ -32,12 +33,15 @@ pub struct Desired {
 /// Settings of each node that are changed while it runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Live {
-    pub heartbeat_interval: Duration,
-    pub heartbeat_timeout: Duration,
+    pub heartbeat_interval_ms: u64,
+    pub heartbeat_timeout_ms: u64,
     pub storage_limit_bytes: u64,
-    pub compaction_enabled: bool,
-    pub compaction_interval: Duration,
-    pub min_compaction_interval: Duration,
+    pub compaction: CompactionSchedule,
+}
+
+/// What of a volume nodes may fill, in bytes.
+pub(crate) fn storage_limit(volume_bytes: u64) -> u64 {
+    volume_bytes / 100 * STORAGE_LIMIT_PERCENT
 }
 
 /// Why a spec cannot be carried out, for its author.
@@ -62,23 +66,25 @@ pub fn validate(cluster: &KvCluster) -> Result<Desired, Vec<Problem>> {
     let mut read = Reader(&mut problems);
     let storage_bytes = read.bytes("spec.storage.size", &spec.storage.size.0);
     let live = Live {
-        heartbeat_interval: read.duration("spec.heartbeat.interval", &spec.heartbeat.interval),
-        heartbeat_timeout: read.duration("spec.heartbeat.timeout", &spec.heartbeat.timeout),
-        storage_limit_bytes: storage_bytes / 100 * STORAGE_LIMIT_PERCENT,
-        compaction_enabled: spec.compaction.enabled,
-        compaction_interval: read.duration("spec.compaction.interval", &spec.compaction.interval),
-        min_compaction_interval: read.duration("spec.compaction.minInterval", &spec.compaction.min_interval),
+        heartbeat_interval_ms: read.ms("spec.heartbeat.interval", &spec.heartbeat.interval),
+        heartbeat_timeout_ms: read.ms("spec.heartbeat.timeout", &spec.heartbeat.timeout),
+        storage_limit_bytes: storage_limit(storage_bytes),
+        compaction: CompactionSchedule {
+            enabled: spec.compaction.enabled,
+            interval_seconds: read.seconds("spec.compaction.interval", &spec.compaction.interval),
+            min_interval_seconds: read.seconds("spec.compaction.minInterval", &spec.compaction.min_interval),
+        },
     };
     let segment_bytes = read.bytes("spec.wal.maxSegmentSize", &spec.wal.max_segment_size.0);
     let settings = Settings {
         history_limit: u32::try_from(spec.history_limit).unwrap_or_default(),
-        dedup_expiry_seconds: read.duration("spec.dedupExpiry", &spec.dedup_expiry).as_secs(),
+        dedup_expiry_seconds: read.seconds("spec.dedupExpiry", &spec.dedup_expiry),
         ..Settings::default()
     };
     if let Err(why) = settings.check() {
         problems.push(bad(format!("spec: {why}")));
     }
-    if live.heartbeat_timeout <= live.heartbeat_interval {
+    if live.heartbeat_timeout_ms <= live.heartbeat_interval_ms {
         problems.push(bad("spec.heartbeat.timeout must be longer than spec.heartbeat.interval".to_owned()));
     }
     if !problems.is_empty() {
@@ -132,6 +138,14 @@ impl Reader<'_> {
             self.0.push(bad(format!("{field} is {text:?}: it must be a duration, such as 100ms or 1h")));
             Duration::ZERO
         })
+    }
+
+    fn seconds(&mut self, field: &str, text: &str) -> u64 {
+        self.duration(field, text).as_secs()
+    }
+
+    fn ms(&mut self, field: &str, text: &str) -> u64 {
+        u64::try_from(self.duration(field, text).as_millis()).unwrap_or(u64::MAX)
     }
 
     fn bytes(&mut self, field: &str, text: &str) -> u64 {

@@ -34,7 +34,7 @@ pub enum Failover {
 }
 
 /// What a running node can be tuned to; changes with [`Request::Tune`] until the next start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tuning {
     pub heartbeat_interval_ms: u64,
     pub heartbeat_timeout_ms: u64,

@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::contract::{Failover, Tuning};
 use crate::entry::{EntryId, Epoch};
 use crate::group::{ClusterId, FeatureLevel, MemberId, NodeName, Settings};
 
@@ -43,6 +44,16 @@ pub struct NodeStatus {
     pub disk: DiskStatus,
     /// What the last recovery found.
     pub corruption: CorruptionReport,
+    pub compaction: CompactionSchedule,
+}
+
+/// When the node compacts its log by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CompactionSchedule {
+    pub enabled: bool,
+    pub interval_seconds: u64,
+    /// Without `force`, no run begins earlier after the last one.
+    pub min_interval_seconds: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,6 +64,8 @@ pub struct DiskStatus {
     pub available_bytes: Option<u64>,
     /// Writes are refused for want of space.
     pub full: bool,
+    /// Bytes that the log's files may have together; None: as many as there is room for.
+    pub limit_bytes: Option<u64>,
 }
 
 /// What a recovery could not believe. All kept aside, nothing skipped in silence.
@@ -114,6 +127,7 @@ pub struct ReplicaStatus {
     pub config_id: EntryId,
     pub members: Vec<MemberStatus>,
     pub settings: Settings,
+    pub tuning: Tuning,
     pub feature_level: FeatureLevel,
     pub incarnation: u64,
     /// Why the member is quarantined; None: it is not.

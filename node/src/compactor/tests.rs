@@ -4,7 +4,8 @@ use std::sync::mpsc;
 
 use super::*;
 
-const SCHEDULE: Schedule = Schedule { enabled: true, interval_seconds: 3600, min_interval_seconds: 600 };
+const SCHEDULE: CompactionSchedule =
+    CompactionSchedule { enabled: true, interval_seconds: 3600, min_interval_seconds: 600 };
 
 struct Always(Result<CompactionOutcome, String>);
 
@@ -44,7 +45,7 @@ impl CompactionJob for Panics {
     }
 }
 
-fn start(result: Result<CompactionOutcome, String>, schedule: Schedule) -> Compactor {
+fn start(result: Result<CompactionOutcome, String>, schedule: CompactionSchedule) -> Compactor {
     Compactor::start(Arc::new(Always(result)), schedule, Arc::default())
 }
 
@@ -128,17 +129,21 @@ async fn the_history_holds_the_last_ten() {
 
 #[tokio::test]
 async fn the_schedule_runs_by_itself_and_can_be_changed() {
-    let schedule = Schedule { enabled: false, interval_seconds: 0, min_interval_seconds: 0 };
+    let schedule = CompactionSchedule { enabled: false, interval_seconds: 0, min_interval_seconds: 0 };
     let compactor = start(Ok(CompactionOutcome::default()), schedule);
-    let refused = compactor.configure(ScheduleChange { interval_seconds: Some(59), enabled: Some(true) });
+    let refused = compactor.configure(ScheduleChange {
+        interval_seconds: Some(59),
+        enabled: Some(true),
+        ..ScheduleChange::default()
+    });
     assert_eq!(refused, Err(IntervalTooShort(59)));
     assert!(!compactor.status().enabled);
-    let changed = compactor.configure(ScheduleChange { enabled: Some(true), interval_seconds: None });
+    let changed = compactor.configure(ScheduleChange { enabled: Some(true), ..ScheduleChange::default() });
     assert_eq!(json(&changed.expect("valid")), r#"{"status":"success","changes":{"enabled":true}}"#);
     while compactor.status().last_compaction.is_none() {
         tokio::task::yield_now().await;
     }
-    let both = ScheduleChange { enabled: Some(true), interval_seconds: Some(7200) };
+    let both = ScheduleChange { enabled: Some(true), interval_seconds: Some(7200), min_interval_seconds: None };
     let expected = r#"{"status":"success","changes":{"enabled":true,"interval":7200}}"#;
     assert_eq!(json(&compactor.configure(both).expect("valid")), expected);
 }

@@ -15,10 +15,10 @@ use super::flags::{
 use super::{
     Addresses, ClientLimits, ClusterFile, Command, ConfigError, GroupSettings, ServeConfig, StartRole, StorageConfig,
 };
-use crate::compactor::Schedule;
 use crate::driver::ScrubSchedule;
 use crate::wal::import::{ImportOptions, NewMember, OnDamage};
 use crate::wal::restore::RestoreOptions;
+use kv_core::status::CompactionSchedule;
 
 /// The default of `--id`.
 const LEADER_NAME: &str = "leader";
@@ -158,9 +158,9 @@ fn tuning(interval: Duration, timeout: Option<Duration>, failover: Failover) -> 
     Ok(Tuning { heartbeat_interval_ms: ms(interval), heartbeat_timeout_ms: ms(timeout), failover })
 }
 
-fn schedule(flags: &CompactionFlags) -> Schedule {
+fn schedule(flags: &CompactionFlags) -> CompactionSchedule {
     let CompactionFlags { compaction_enabled, compaction_interval, min_compaction_interval } = flags;
-    Schedule {
+    CompactionSchedule {
         enabled: *compaction_enabled,
         interval_seconds: *compaction_interval,
         min_interval_seconds: *min_compaction_interval,

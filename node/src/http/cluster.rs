@@ -254,9 +254,6 @@ pub(crate) async fn tune(State(app): State<App>, request: Request<Body>) -> Resu
         failover,
     };
     call.here(&app, contract::Request::Tune { tuning }).await?;
-    if let Some(ms) = tuning.heartbeat_interval_ms {
-        app.show_heartbeat_interval_ms(ms);
-    }
     if let Some(bytes) = storage_limit {
         app.handle()?.reader().set_storage_limit_bytes(bytes);
     }

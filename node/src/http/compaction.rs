@@ -74,11 +74,16 @@ pub(crate) async fn status(State(app): State<App>, request: Request<Body>) -> Re
 }
 
 #[utoipa::path(post, path = "/compaction/configure", tag = "log", summary = "Change the schedule until the next start",
-    params(("enabled" = Option<bool>, Query), ("interval" = Option<u64>, Query, description = "Seconds, 60 or more")),
+    params(("enabled" = Option<bool>, Query), ("interval" = Option<u64>, Query, description = "Seconds, 60 or more"),
+        ("min_interval" = Option<u64>, Query, description = "Seconds; no run begins earlier unless forced")),
     responses((status = 200, body = crate::compactor::ConfigureDocument), super::openapi::LocalErrors))]
 pub(crate) async fn configure(State(app): State<App>, request: Request<Body>) -> Result<Response, Failure> {
-    let query = Query::parse(request.uri().query(), &["enabled", "interval"])?;
-    let change = ScheduleChange { enabled: query.flag("enabled")?, interval_seconds: query.number("interval")? };
+    let query = Query::parse(request.uri().query(), &["enabled", "interval", "min_interval"])?;
+    let change = ScheduleChange {
+        enabled: query.flag("enabled")?,
+        interval_seconds: query.number("interval")?,
+        min_interval_seconds: query.number("min_interval")?,
+    };
     let configured = app.running()?.compactor.configure(change);
     let document = configured.map_err(|error| Failure::invalid("query", "interval", error.to_string()))?;
     Ok(answer::document(&document))

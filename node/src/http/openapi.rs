@@ -308,6 +308,18 @@ described! {
         used_bytes: u64,
         available_bytes: Option<u64>,
         full: bool,
+        limit_bytes: Option<u64>,
+    }
+    TuningDocument {
+        heartbeat_interval_ms: u64,
+        heartbeat_timeout_ms: u64,
+        /// manual or automatic
+        failover: String,
+    }
+    CompactionScheduleDocument {
+        enabled: bool,
+        interval_seconds: u64,
+        min_interval_seconds: u64,
     }
     DamagedPlaceDocument {
         file: String,
@@ -349,6 +361,7 @@ described! {
         config_id: u64,
         members: Vec<MemberStatusDocument>,
         settings: SettingsDocument,
+        tuning: TuningDocument,
         feature_level: u32,
         incarnation: u64,
         quarantined: Option<String>,
@@ -362,6 +375,7 @@ described! {
         draining: bool,
         disk: DiskDocument,
         corruption: CorruptionDocument,
+        compaction: CompactionScheduleDocument,
     }
 }
 

@@ -17,18 +17,18 @@ use kv_core::status::{
 };
 use serde::Serialize;
 
-use super::App;
 use super::answer::{self, X_KV_ID};
 use super::auth;
 use super::error::{Asked, Failure};
 use super::forward;
 use super::query::Query;
+use super::{App, Running};
 use crate::driver::{DamageAtRest, Handle};
 use crate::wal::RecoveryReport;
 
 /// What the node knows of itself, all of it.
 pub(crate) async fn node_status(app: &App) -> Result<NodeStatus, Failure> {
-    let handle = app.handle()?;
+    let Running { handle, compactor } = app.running()?;
     let replica = replica_status(app, handle).await?;
     let hello = hello(app, handle).await?;
     let asked = handle.clone();
@@ -46,8 +46,10 @@ pub(crate) async fn node_status(app: &App) -> Result<NodeStatus, Failure> {
             used_bytes: report.disk_used_bytes,
             available_bytes: report.disk_available_bytes,
             full: own.is_some_and(|member| member.storage_full),
+            limit_bytes: handle.reader().storage_limit_bytes(),
         },
         corruption: corruption(&report.recovery, report.at_rest),
+        compaction: compactor.schedule(),
         replica,
     })
 }
@@ -177,16 +179,11 @@ pub(crate) async fn cluster_status(State(app): State<App>, request: Request<Body
     Query::parse(request.uri().query(), &[])?;
     let handle = app.handle()?;
     let replica = replica_status(&app, handle).await?;
-    let interval = Seconds::of_ms(app.heartbeat_interval_ms());
-    Ok(answer::document(&cluster_document(&replica, &app.config().url, interval, unix_seconds())))
+    Ok(answer::document(&cluster_document(&replica, &app.config().url, unix_seconds())))
 }
 
-fn cluster_document(
-    replica: &ReplicaStatus,
-    own_url: &str,
-    heartbeat_interval: Seconds,
-    now: f64,
-) -> ClusterStatusDocument {
+fn cluster_document(replica: &ReplicaStatus, own_url: &str, now: f64) -> ClusterStatusDocument {
+    let heartbeat_interval = Seconds::of_ms(replica.tuning.heartbeat_interval_ms);
     let own = SelfDocument { id: replica.name.to_string(), url: own_url.to_owned(), status: Health::Healthy };
     let leader_id = replica.leader.as_ref().map(|leader| leader.member_id);
     let is_other = |m: &&MemberStatus| m.member_id != replica.member_id && Some(m.member_id) != leader_id;

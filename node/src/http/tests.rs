@@ -16,7 +16,6 @@ fn config() -> HttpConfig {
         api_timeout: Duration::from_millis(200),
         value_bytes_max: 1000,
         segment_bytes_max: 1 << 20,
-        heartbeat_interval: Duration::from_secs(10),
         seed_settings: Settings::default(),
         auth_token: Some(Arc::from(&b"secret"[..])),
         timeouts: ClientTimeouts::default(),

@@ -160,6 +160,10 @@ impl<S: Storage> LogReader<S> {
     }
 
     /// Bytes of all files together above which the log reports itself full; None: no limit.
+    pub fn storage_limit_bytes(&self) -> Option<u64> {
+        self.0.limits.storage_limit_bytes()
+    }
+
     pub fn set_storage_limit_bytes(&self, limit: Option<u64>) {
         self.0.limits.set_storage_limit_bytes(limit);
     }

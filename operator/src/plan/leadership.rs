@@ -203,7 +203,7 @@ fn manual_leader_down(desired: &Desired, wished: u32) -> Progress {
 /// The most advanced voter, once a majority answers and none of it has heard a leader for the time-out.
 /// The nodes refuse whoever is behind, so the next candidate is the next one's turn.
 fn most_advanced(desired: &Desired, group: &Group<'_>, memory: &Memory) -> Led {
-    let timeout_ms = u64::try_from(desired.live.heartbeat_timeout.as_millis()).unwrap_or(u64::MAX);
+    let timeout_ms = desired.live.heartbeat_timeout_ms;
     let hears = |status: &NodeStatus| status.replica.leader_heard_ms_ago.is_some_and(|ago| ago < timeout_ms);
     if !group.majority_answers() || group.answering().any(|(_, status)| hears(status)) {
         return Led::default();

@@ -3,13 +3,15 @@
 use kv_core::entry::{EntryId, Epoch};
 use kv_core::group::{ClusterId, FEATURE_LEVEL, MemberId, NodeName, Settings};
 use kv_core::status::{
-    CorruptionReport, DiskStatus, Health, LeaderStatus, MemberStatus, NodeStatus, ReplicaStatus, Role,
+    CompactionSchedule, CorruptionReport, DiskStatus, Failover, Health, LeaderStatus, MemberStatus, NodeStatus,
+    ReplicaStatus, Role, Tuning,
 };
 
 use super::{Defaults, Draw, Memory, Plan, plan};
+use crate::crd;
 use crate::observed::{Answer, ClaimSeen, Observed, PodSeen};
 use crate::resources::{Choices, children, spec_hash};
-use crate::validate::{Desired, tests::cluster, validate};
+use crate::validate::{Desired, Live, tests::cluster, validate};
 
 pub(crate) const IMAGE: &str = "kvcluster/kv-node:1";
 pub(crate) const CLUSTER: &str = "c1";
@@ -51,7 +53,8 @@ impl Scene {
         let voters: Vec<u32> = (0..pods).collect();
         for ordinal in 0..pods {
             let role = if ordinal == leader { Role::Leader } else { Role::Follower };
-            scene.answers(ordinal, status(ordinal, role, Some(leader), &voters));
+            let status = scene.tuned(status(ordinal, role, Some(leader), &voters));
+            scene.answers(ordinal, status);
             let label = if ordinal == leader { "leader" } else { "follower" };
             scene.pod(ordinal).role_label = Some(label.to_owned());
         }
@@ -127,6 +130,18 @@ impl Scene {
         pod.answer = Answer::Status(Box::new(status));
     }
 
+    /// The node runs with the settings of the spec.
+    pub(crate) fn tuned(&self, mut status: NodeStatus) -> NodeStatus {
+        let Live { heartbeat_interval_ms, heartbeat_timeout_ms, storage_limit_bytes, compaction } = self.desired.live;
+        let failover = match self.desired.spec.failover {
+            crd::Failover::Automatic => Failover::Automatic,
+            crd::Failover::Manual => Failover::Manual,
+        };
+        status.replica.tuning = Tuning { heartbeat_interval_ms, heartbeat_timeout_ms, failover };
+        (status.compaction, status.disk.limit_bytes) = (compaction, Some(storage_limit_bytes));
+        status
+    }
+
     /// Its pod is there and says nothing; the leader has not heard it either.
     pub(crate) fn silence(&mut self, ordinal: u32) {
         self.pod(ordinal).answer = Answer::Unknown("timed out".to_owned());
@@ -180,6 +195,7 @@ pub(crate) fn status(ordinal: u32, role: Role, leader: Option<u32>, voters: &[u3
             config_id: EntryId(0),
             members: records.collect(),
             settings: Settings::default(),
+            tuning: Tuning { heartbeat_interval_ms: 100, heartbeat_timeout_ms: 1000, failover: Failover::Automatic },
             feature_level: FEATURE_LEVEL,
             incarnation: 1,
             quarantined: None,
@@ -192,8 +208,9 @@ pub(crate) fn status(ordinal: u32, role: Role, leader: Option<u32>, voters: &[u3
         version: "1".to_owned(),
         ready: member,
         draining: false,
-        disk: DiskStatus { used_bytes: 1, available_bytes: Some(1 << 30), full: false },
+        disk: DiskStatus { used_bytes: 1, available_bytes: Some(1 << 30), full: false, limit_bytes: None },
         corruption: CorruptionReport::default(),
+        compaction: CompactionSchedule { enabled: true, interval_seconds: 3600, min_interval_seconds: 600 },
     }
 }
 

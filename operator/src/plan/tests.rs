@@ -2,6 +2,7 @@
 
 mod founding;
 mod leading;
+mod live;
 mod members;
 mod rolling;
 

@@ -31,23 +31,23 @@ fn settings(desired: &Desired) -> BTreeMap<String, String> {
     };
     let pairs = [
         ("AUTH_TOKEN_FILE", format!("{TOKEN_DIR}/{TOKEN_KEY}")),
-        ("COMPACTION_ENABLED", live.compaction_enabled.to_string()),
-        ("COMPACTION_INTERVAL", live.compaction_interval.as_secs().to_string()),
+        ("COMPACTION_ENABLED", live.compaction.enabled.to_string()),
+        ("COMPACTION_INTERVAL", live.compaction.interval_seconds.to_string()),
         ("DATA_DIR", DATA_DIR.to_owned()),
         ("DEDUP_EXPIRY", desired.settings.dedup_expiry_seconds.to_string()),
         ("DRAIN_DELAY", DRAIN_DELAY_SECONDS.to_string()),
         ("FAILOVER", failover.to_owned()),
-        ("HEARTBEAT_INTERVAL", seconds(live.heartbeat_interval)),
-        ("HEARTBEAT_TIMEOUT", seconds(live.heartbeat_timeout)),
+        ("HEARTBEAT_INTERVAL", seconds(live.heartbeat_interval_ms)),
+        ("HEARTBEAT_TIMEOUT", seconds(live.heartbeat_timeout_ms)),
         ("HISTORY_LIMIT", desired.settings.history_limit.to_string()),
         ("JOIN", true.to_string()),
         ("MAX_SEGMENT_SIZE", desired.segment_bytes.to_string()),
-        ("MIN_COMPACTION_INTERVAL", live.min_compaction_interval.as_secs().to_string()),
+        ("MIN_COMPACTION_INTERVAL", live.compaction.min_interval_seconds.to_string()),
         ("STORAGE_LIMIT", live.storage_limit_bytes.to_string()),
     ];
     pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
-fn seconds(duration: Duration) -> String {
-    duration.as_secs_f64().to_string()
+fn seconds(ms: u64) -> String {
+    Duration::from_millis(ms).as_secs_f64().to_string()
 }

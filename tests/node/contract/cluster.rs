@@ -131,6 +131,10 @@ async fn a_node_s_settings_change_until_it_restarts() {
     let node = Site::new().node("leader", 0).fast().start().await;
     node.post("/settings", r#"{"heartbeat_interval":0.5,"heartbeat_timeout":5,"failover":"automatic"}"#).await.ok();
     assert_eq!(node.get("/cluster_status").await.json()["heartbeat_interval"], 0.5);
+    node.post("/settings", r#"{"storage_limit":67108864}"#).await.ok();
+    let shown = node.status().await;
+    let tuning = json!({"heartbeat_interval_ms": 500, "heartbeat_timeout_ms": 5000, "failover": "automatic"});
+    assert_eq!((&shown["tuning"], &shown["disk"]["limit_bytes"]), (&tuning, &json!(67_108_864)));
     node.post("/settings", r#"{"unknown":1}"#).await.is_error(422, "invalid_request").names("unknown");
 }
 

@@ -142,9 +142,15 @@ async fn compaction_is_configured_at_run_time() {
     node.post("/compaction/configure?enabled=false", "")
         .await
         .is(200, r#"{"status":"success","changes":{"enabled":false}}"#);
+    node.post("/compaction/configure?min_interval=30", "")
+        .await
+        .is(200, r#"{"status":"success","changes":{"min_interval":30}}"#);
     node.post("/compaction/configure?interval=59", "").await.is_error(422, "invalid_request").names("interval");
     let status = node.get("/compaction/status").await.json();
     assert_eq!((&status["enabled"], &status["compaction_interval_seconds"]), (&json!(false), &json!(7200)));
+    assert_eq!(status["min_compaction_interval_seconds"], 30);
+    let shown = node.status().await["compaction"].clone();
+    assert_eq!(shown, json!({"enabled": false, "interval_seconds": 7200, "min_interval_seconds": 30}));
 }
 
 #[tokio::test]

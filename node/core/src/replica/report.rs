@@ -134,6 +134,7 @@ impl Replica {
             config_id: self.config_id(),
             members: self.member_statuses(now),
             settings: self.state.settings(),
+            tuning: self.tuning,
             feature_level: self.state.feature_level(),
             incarnation: self.hard.incarnation,
             quarantined: self.hard.quarantine.as_ref().map(|quarantine| quarantine.reason.clone()),

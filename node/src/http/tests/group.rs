@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use kv_core::contract::{Failover, Tuning};
 use kv_core::group::MemberId;
+use kv_core::status::CompactionSchedule;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::compactor::{CompactionJob, CompactionOutcome, Schedule};
+use crate::compactor::{CompactionJob, CompactionOutcome};
 use crate::driver;
 use crate::wal::{FileStorage, NewVolume, Options};
 
@@ -44,7 +45,7 @@ impl Node {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let handle = start_driver(dir.path(), name, &url).await;
-        let schedule = Schedule { enabled: false, interval_seconds: 3600, min_interval_seconds: 600 };
+        let schedule = CompactionSchedule { enabled: false, interval_seconds: 3600, min_interval_seconds: 600 };
         let compactor = Compactor::start(Arc::new(NothingToCompact), schedule, Arc::default());
         let slot = Slot::default();
         slot.set(Running { handle: handle.clone(), compactor }).ok().unwrap();

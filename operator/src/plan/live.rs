@@ -1,0 +1,92 @@
+//! Settings of each node that are changed while it runs: what differs from what the node says that it runs
+//! with, and nothing else. The order of changes keeps a leader from being silent, in the eyes of any
+//! node, while not all have been told: the ConfigMap has the same settings for the next start.
+
+use kv_core::status::{CompactionSchedule, Failover, NodeStatus};
+
+use crate::crd;
+use crate::group::Group;
+use crate::observed::{Observed, PodSeen};
+use crate::validate::{Desired, Live, storage_limit};
+
+/// What one node is to run with from now on; None: as it does.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NodeTuning {
+    pub pod: String,
+    pub url: String,
+    pub heartbeat_interval_ms: Option<u64>,
+    pub heartbeat_timeout_ms: Option<u64>,
+    pub failover: Option<Failover>,
+    pub storage_limit_bytes: Option<u64>,
+    pub compaction: Option<CompactionSchedule>,
+}
+
+/// The members of the group that run with something else.
+pub(super) fn plan(desired: &Desired, observed: &Observed, group: &Group<'_>) -> Vec<NodeTuning> {
+    let ours = |pod: &PodSeen| pod.status().is_some_and(|s| s.replica.cluster_id.as_ref() == Some(&group.cluster_id));
+    let members = || observed.pods.iter().filter(|(_, pod)| ours(pod));
+    let tuned = || members().filter_map(|(_, pod)| Some(pod.status()?.replica.tuning));
+    let pace = Pace {
+        wanted: &desired.live,
+        slowest_ms: tuned().map(|tuning| tuning.heartbeat_interval_ms).max().unwrap_or_default(),
+        least_patient_ms: tuned().map(|tuning| tuning.heartbeat_timeout_ms).min().unwrap_or_default(),
+    };
+    let tunings = members().filter_map(|(ordinal, pod)| {
+        let status = pod.status()?;
+        let limit = limit_bytes(desired, observed, *ordinal);
+        let tuning = NodeTuning {
+            pod: pod.name.clone(),
+            url: pod.url()?,
+            storage_limit_bytes: (status.disk.limit_bytes != Some(limit)).then_some(limit),
+            ..pace.tuning(status, failover(desired))
+        };
+        tuning.says_something().then_some(tuning)
+    });
+    tunings.collect()
+}
+
+impl NodeTuning {
+    fn says_something(&self) -> bool {
+        let Self { pod: _, url: _, heartbeat_interval_ms, heartbeat_timeout_ms, failover, .. } = self;
+        let Self { storage_limit_bytes, compaction, .. } = self;
+        let heartbeat = heartbeat_interval_ms.is_some() || heartbeat_timeout_ms.is_some();
+        heartbeat || failover.is_some() || storage_limit_bytes.is_some() || compaction.is_some()
+    }
+}
+
+/// How all members beat at present.
+struct Pace<'a> {
+    wanted: &'a Live,
+    slowest_ms: u64,
+    least_patient_ms: u64,
+}
+
+impl Pace<'_> {
+    /// Slower only when everybody is patient enough for it; less patient only when nobody is slower.
+    fn tuning(&self, status: &NodeStatus, failover: Failover) -> NodeTuning {
+        let present = status.replica.tuning;
+        let Live { heartbeat_interval_ms: interval, heartbeat_timeout_ms: timeout, compaction, .. } = *self.wanted;
+        let may_beat = interval < self.least_patient_ms;
+        let may_wait = timeout >= present.heartbeat_timeout_ms || timeout > self.slowest_ms;
+        NodeTuning {
+            heartbeat_interval_ms: (present.heartbeat_interval_ms != interval && may_beat).then_some(interval),
+            heartbeat_timeout_ms: (present.heartbeat_timeout_ms != timeout && may_wait).then_some(timeout),
+            failover: (present.failover != failover).then_some(failover),
+            compaction: (status.compaction != compaction).then_some(compaction),
+            ..NodeTuning::default()
+        }
+    }
+}
+
+fn failover(desired: &Desired) -> Failover {
+    match desired.spec.failover {
+        crd::Failover::Automatic => Failover::Automatic,
+        crd::Failover::Manual => Failover::Manual,
+    }
+}
+
+/// Of what the volume has now: one that is still to grow is not filled before.
+fn limit_bytes(desired: &Desired, observed: &Observed, ordinal: u32) -> u64 {
+    let capacity = observed.claims.get(&ordinal).and_then(|claim| claim.capacity);
+    storage_limit(capacity.map_or(desired.storage_bytes, |bytes| bytes.min(desired.storage_bytes)))
+}
