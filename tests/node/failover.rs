@@ -142,6 +142,10 @@ async fn a_leader_cut_off_from_the_majority_stops_answering() {
     .await;
     let write = cluster.nodes[leader].put("a", "2").await;
     assert!([503, 504].contains(&write.status), "{write}");
+    wait_until("it steps down", 20, || async { cluster.nodes[leader].status().await["role"] != "leader" }).await;
+    for _ in 0..5 {
+        cluster.nodes[leader].get("/key/a").await.is_error(503, "no_leader");
+    }
     for other in &others {
         cluster.nodes[*other].resume();
     }

@@ -489,6 +489,8 @@ pub struct View {
     pub leader: Option<MemberId>,
     /// On the leader: default reads are answered until then.
     pub lease_until_mono_ms: u64,
+    /// It led, and has not heard since who leads now.
+    pub deposed: bool,
     /// False: uninitialised, quarantined or damaged; answers no reads.
     pub serves: bool,
     /// A confirmed leader is known and this replica has applied what that leader had committed.
@@ -498,4 +500,13 @@ pub struct View {
     pub compaction_limit: EntryId,
     /// Client URLs by member, for forwarding.
     pub urls: Arc<BTreeMap<MemberId, String>>,
+}
+
+impl View {
+    /// A leader answers default reads only while it holds its lease. One that was deposed, perhaps because it is
+    /// cut off from a majority that goes on without it, answers none until it has heard who leads, or leads again.
+    pub fn answers_default_reads(&self, mono_ms: u64) -> bool {
+        let leads = self.role == crate::status::Role::Leader;
+        self.serves && !self.deposed && (!leads || self.lease_until_mono_ms > mono_ms)
+    }
 }

@@ -75,6 +75,8 @@ pub struct Replica {
     /// When silence and stalled peers are looked for next.
     check_at_ms: u64,
     storage_full: bool,
+    /// It led, and has not heard since who leads now.
+    deposed: bool,
     /// Told by a leader that the group goes on without this member.
     removed: bool,
     /// The process is about to end: leadership is not to be handed to it.
@@ -233,6 +235,7 @@ impl Replica {
             heartbeat_at_ms: now.mono_ms,
             check_at_ms: now.mono_ms,
             storage_full: false,
+            deposed: false,
             removed: false,
             leaving: false,
             catch_up_to: None,

@@ -128,9 +128,9 @@ impl Handle {
         self.published.clock
     }
 
-    /// Whether this node leads and may answer default reads now.
-    pub fn lease_held(&self) -> bool {
-        self.published.view().lease_until_mono_ms > self.published.clock.mono_ms()
+    /// Whether the view is one that default reads are answered by, now.
+    pub fn answers_default_reads(&self, view: &View) -> bool {
+        view.answers_default_reads(self.published.clock.mono_ms())
     }
 
     /// Latched: caught up with a confirmed leader since the start, and neither draining nor unfit since.

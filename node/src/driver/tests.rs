@@ -146,7 +146,7 @@ async fn an_empty_node_refuses_and_a_founded_one_keeps_what_it_answered() {
     let id = write(&node, "k", "[1, 2]").await;
     assert_eq!(id, EntryId(1));
     assert_eq!(value(&node, "k").as_deref(), Some("[1,2]"));
-    assert!(node.lease_held());
+    assert!(node.answers_default_reads(&node.view()));
     node.wait_view(soon(), |view| view.caught_up).await.expect("caught up");
     assert!(node.is_ready());
     stop(node).await;

@@ -17,8 +17,8 @@ use super::forward::{self, Done, LeaderRequest, Repeat};
 use super::query::Query;
 use crate::driver::Handle;
 
-/// How long a leader without a lease is given to renew it before a default read is refused: a new
-/// leader needs one round for its first.
+/// How long a leader without a lease is given to renew it before a default read is refused, and one that was
+/// deposed to hear its successor: a new leader needs one round for its first.
 const LEASE_WAIT: Duration = Duration::from_millis(500);
 
 /// The names of the parameters that every read of a key knows.
@@ -66,7 +66,7 @@ pub(crate) async fn admit(
     freshness: Freshness,
 ) -> Result<Admitted, Failure> {
     let view = handle.view();
-    if freshness == Freshness::default() && view.serves && (view.role != Role::Leader || handle.lease_held()) {
+    if freshness == Freshness::default() && handle.answers_default_reads(&view) {
         return Ok(Admitted::Here);
     }
     let deadline = app.deadline();
@@ -80,6 +80,7 @@ pub(crate) async fn admit(
             return Err(Failure::not_ready("The node has no complete state to read from yet"));
         }
         Consistency::Local if view.role == Role::Leader => await_lease(handle, deadline).await?,
+        Consistency::Local if view.deposed => await_successor(handle, deadline).await?,
         Consistency::Local => {}
     }
     if let Some(id) = freshness.min_id {
@@ -101,15 +102,26 @@ async fn confirm(app: &App, handle: &Handle, parts: &Parts, deadline: Instant) -
 
 /// A leader whose lease has run out asks for one confirmed round, which renews it.
 async fn await_lease(handle: &Handle, deadline: Instant) -> Result<(), Failure> {
-    if handle.lease_held() {
+    if handle.answers_default_reads(&handle.view()) {
         return Ok(());
     }
-    let deadline = deadline.min(Instant::now() + LEASE_WAIT);
-    match handle.request(Request::ReadIndex, deadline).await {
-        Ok(Reply::ReadAt(id)) => await_applied(handle, id, deadline).await,
-        Ok(Reply::Refused(Refusal::NotLeader { .. })) => Ok(()), // a follower again, and followers need no lease
-        _ => Err(Failure::new(Code::NoLeader, "No majority has confirmed this leader lately")),
+    let lease_deadline = deadline.min(Instant::now() + LEASE_WAIT);
+    match handle.request(Request::ReadIndex, lease_deadline).await {
+        Ok(Reply::ReadAt(id)) => await_applied(handle, id, lease_deadline).await,
+        Ok(Reply::Refused(Refusal::NotLeader { .. })) => await_successor(handle, deadline).await,
+        _ => Err(unconfirmed()),
     }
+}
+
+/// Whoever led a moment ago soon hears who leads now, unless it is cut off.
+async fn await_successor(handle: &Handle, deadline: Instant) -> Result<(), Failure> {
+    let deadline = deadline.min(Instant::now() + LEASE_WAIT);
+    let heard = handle.wait_view(deadline, |view| handle.answers_default_reads(view)).await;
+    heard.map(drop).ok_or_else(unconfirmed)
+}
+
+fn unconfirmed() -> Failure {
+    Failure::new(Code::NoLeader, "No majority has confirmed this leader lately")
 }
 
 async fn await_applied(handle: &Handle, id: EntryId, deadline: Instant) -> Result<(), Failure> {

@@ -100,7 +100,7 @@ impl Replica {
             self.lead_wanted = false;
             self.note(Note::Follows { leader: from, epoch });
         }
-        self.removed = false;
+        (self.deposed, self.removed) = (false, false);
         self.leader_heard.mark(now.mono_ms);
         self.schedule_election(now);
         true

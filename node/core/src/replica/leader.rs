@@ -56,6 +56,7 @@ impl Replica {
             is_unheard: false,
         }));
         self.leader = Some(self.me());
+        self.deposed = false;
         self.lead_wanted = false;
         self.catch_up_to = Some(inherited);
         if inherited > EntryId::ZERO && !mutant::on(Mutant::NoEpochStart) {
@@ -141,6 +142,7 @@ impl Replica {
             let config_id = self.config_id();
             self.reply(token, Reply::Done { config_id });
         }
+        self.deposed = true;
         self.leader_heard = crate::heartbeat::Heard::default();
         self.leader_heard.mark(now.mono_ms);
     }

@@ -61,6 +61,7 @@ impl Replica {
             epoch: self.epoch(),
             leader: self.leader,
             lease_until_mono_ms: self.lease_until_ms(),
+            deposed: self.deposed,
             serves: self.hard.cluster_id.is_some()
                 && (self.hard.quarantine.is_none() || mutant::on(Mutant::QuarantinedServes))
                 && !self.installing,

@@ -509,11 +509,13 @@ impl World {
             let line = match &node.replica {
                 None => "stopped".to_owned(),
                 Some(replica) => {
-                    let status = replica.status(Now { mono_ms: self.now_ms, wall_ms: 0 });
+                    let now = Now { mono_ms: self.now_ms, wall_ms: 0 };
+                    let (status, view) = (replica.status(now), replica.view(now));
+                    let answers = view.answers_default_reads(now.mono_ms);
                     let members: Vec<&str> =
                         status.members.iter().filter(|m| m.voter).map(|m| m.name.as_str()).collect();
                     format!(
-                        "{:?} epoch {} last {} durable {} committed {} applied {} voters {}{}",
+                        "{:?} epoch {} last {} durable {} committed {} applied {} voters {}{}{}",
                         status.role,
                         status.epoch,
                         status.last_id,
@@ -521,6 +523,7 @@ impl World {
                         status.committed_id,
                         status.applied_id,
                         members.join(","),
+                        if view.serves && !answers { " no default reads" } else { "" },
                         status.quarantined.map_or(String::new(), |reason| format!(" quarantined: {reason}")),
                     )
                 }

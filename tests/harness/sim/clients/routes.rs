@@ -2,7 +2,6 @@
 
 use kv_core::contract::{Input, Refusal, Reply, Request, Token};
 use kv_core::entry::EntryId;
-use kv_core::status::Role;
 
 use super::{Answer, Consistency, Delivery, Shown, Wish};
 use crate::sim::coverage::Reached;
@@ -41,8 +40,7 @@ impl World {
         let now = self.clock_of(place);
         let Some(process) = self.process(place) else { return };
         let view = &process.view;
-        let leads = view.role == Role::Leader;
-        if view.serves && (!leads || view.lease_until_mono_ms > now.mono_ms) {
+        if view.answers_default_reads(now.mono_ms) {
             self.coverage.count(Reached::ReadLocal);
             self.watch_local_read(place);
             self.give_value(place, delivery);
