@@ -7,6 +7,7 @@ mod following;
 mod founding;
 mod remote;
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -85,18 +86,21 @@ impl From<RemoteError> for Problem {
     }
 }
 
-/// Runs until the node is what it was told to be; for a follower, until the process ends. May be
-/// cancelled: what was begun is resumed at the next start.
-pub async fn run(bootstrap: Bootstrap, handle: Handle) -> Result<(), BootstrapError> {
+/// Makes the node what it was told to be, then sees to it that a learner stays known to whoever leads: runs until
+/// the process ends. May be cancelled: what was begun is resumed at the next start.
+pub async fn run(bootstrap: Bootstrap, handle: Handle) -> Result<Infallible, BootstrapError> {
     let remote = Remote::new(bootstrap.auth_token.clone());
     match &bootstrap.start {
-        Start::Join => Ok(()),
-        Start::Alone => founding::alone(&handle, bootstrap.settings).await,
-        Start::Follow { leader_url } => following::follow(&handle, &remote, std::slice::from_ref(leader_url)).await,
+        Start::Join => {}
+        Start::Alone => founding::alone(&handle, bootstrap.settings).await?,
+        Start::Follow { leader_url } => {
+            return following::follow(&handle, &remote, std::slice::from_ref(leader_url)).await;
+        }
         Start::Cluster { members, leader } => {
-            founding::together(&handle, &remote, members, leader, bootstrap.settings).await
+            founding::together(&handle, &remote, members, leader, bootstrap.settings).await?;
         }
     }
+    following::again(&handle, &remote).await
 }
 
 async fn own_status(handle: &Handle) -> Result<ReplicaStatus, CallError> {

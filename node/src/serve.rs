@@ -4,6 +4,7 @@
 
 mod warnings;
 
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -218,7 +219,7 @@ fn listed(member: &ClusterMember) -> ListedMember {
 async fn wait_for_end(
     signals: &mut Signals,
     handle: &Handle,
-    membership: JoinHandle<Result<(), BootstrapError>>,
+    membership: JoinHandle<Result<Infallible, BootstrapError>>,
 ) -> Result<&'static str, ServeError> {
     tokio::select! {
         signal = signals.next() => Ok(signal),
@@ -232,11 +233,9 @@ async fn wait_for_end(
 }
 
 /// Completes when the node can never become a member; a node that has become one never completes it.
-async fn refusal(membership: JoinHandle<Result<(), BootstrapError>>) -> BootstrapError {
-    match membership.await.expect("the task does not panic and is not cancelled") {
-        Err(error) => error,
-        Ok(()) => std::future::pending().await,
-    }
+async fn refusal(membership: JoinHandle<Result<Infallible, BootstrapError>>) -> BootstrapError {
+    let Err(error) = membership.await.expect("the task does not panic and is not cancelled");
+    error
 }
 
 fn require_orderly(stopped: Stopped) -> Result<(), ServeError> {

@@ -332,21 +332,15 @@ impl<'g> Nemesis<'g> {
         self.wrong.extend(errors);
     }
 
-    /// Asks until the spare node is a member as this body says. A new leader has to be told of a learner again.
+    /// Asks until the spare node is a member as this body says.
     async fn until(&self, body: &serde_json::Value, voter: bool) {
         let group = &*self.group;
         let name = body["name"].as_str().expect("a name");
-        let mut as_learner = body.clone();
-        as_learner["role"] = "learner".into();
         wait_until(&format!("the spare node is a member: {body}"), SECONDS_MAX, || async {
             if group.member(name).await.is_some_and(|member| member["voter"] == voter && is_fit(&member)) {
                 return true;
             }
-            // The leader lists it as soon as they have met, whether or not it knows it as a learner.
-            group.change("POST", "/cluster/members", &as_learner).await;
-            if voter {
-                group.change("POST", "/cluster/members", body).await;
-            }
+            group.change("POST", "/cluster/members", body).await;
             false
         })
         .await;

@@ -138,6 +138,28 @@ async fn a_learner_is_added_promoted_and_removed() {
 }
 
 #[tokio::test]
+async fn a_learner_registers_again_with_a_new_leader() {
+    let mut cluster = Cluster::manual().await;
+    cluster.allow("");
+    let mut fourth = cluster.site.node("follower-3", 3).fast().arg("--join", "true").spawn();
+    fourth.allow("");
+    fourth.wait_role("uninitialised").await;
+    change(&cluster.nodes[0], "POST", "/cluster/members", membership_body(&fourth, "learner").await).await;
+    fourth.wait_role("learner").await;
+    cluster.nodes[1].direct("/cluster/lead", json!({})).await.ok();
+    let id = cluster.nodes[1].put("by-the-new-leader", "1").await.ok().json()["id"].as_u64().unwrap();
+    fourth.wait_applied(id).await;
+    fourth.stop().await;
+    cluster.nodes[2].direct("/cluster/lead", json!({})).await.ok();
+    fourth.spawn_again();
+    fourth.wait_role("learner").await;
+    let leader = &cluster.nodes[2];
+    change(leader, "POST", "/cluster/members", membership_body(&fourth, "voter").await).await;
+    is_voter(leader, "follower-3", true).await;
+    fourth.wait_role("follower").await;
+}
+
+#[tokio::test]
 async fn a_change_decided_on_an_old_configuration_is_refused() {
     let cluster = Cluster::manual().await;
     let body = json!({"name":"x","member_id":"00000000000000ab","peer_url":"http://127.0.0.1:9","role":"learner","if_config_id":77});

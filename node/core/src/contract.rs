@@ -491,6 +491,8 @@ pub struct View {
     pub lease_until_mono_ms: u64,
     /// It led, and has not heard since who leads now.
     pub deposed: bool,
+    /// A learner that whoever leads does not know, and did not remove: it may register again.
+    pub forgotten: bool,
     /// False: uninitialised, quarantined or damaged; answers no reads.
     pub serves: bool,
     /// A confirmed leader is known and this replica has applied what that leader had committed.

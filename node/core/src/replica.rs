@@ -77,8 +77,7 @@ pub struct Replica {
     storage_full: bool,
     /// It led, and has not heard since who leads now.
     deposed: bool,
-    /// Told by a leader that the group goes on without this member.
-    removed: bool,
+    standing: Standing,
     /// The process is about to end: leadership is not to be handed to it.
     leaving: bool,
     /// What the leader had committed when it was first heard in this epoch.
@@ -109,6 +108,19 @@ struct Me {
     peer_url: String,
 }
 
+/// What this member was told of its place in the group.
+#[derive(Debug, Default)]
+struct Standing {
+    /// The group goes on without it, a leader said.
+    removed: bool,
+    /// Told so by a leader that never sent it anything: one that does not know of it.
+    forgotten: bool,
+    /// Removed on purpose: it does not come back by itself, whoever leads.
+    let_go: bool,
+    /// The epoch whose leader sent the last append.
+    fed_in: Option<Epoch>,
+}
+
 /// Another member, connected or not.
 #[derive(Debug, Default)]
 struct Peer {
@@ -133,6 +145,12 @@ struct Configurations {
 }
 
 impl Configurations {
+    fn new(base: ConfigurationAt, above: Vec<ConfigurationAt>) -> Self {
+        let mut configurations = Self { base, above: Vec::new() };
+        above.into_iter().for_each(|at| configurations.push(at));
+        configurations
+    }
+
     fn current(&self) -> &ConfigurationAt {
         self.above.last().unwrap_or(&self.base)
     }
@@ -145,6 +163,12 @@ impl Configurations {
 
     fn truncate(&mut self, keep: EntryId) {
         self.above.retain(|at| at.id <= keep);
+    }
+
+    /// The group went on without this voter.
+    fn has_dropped(&self, me: MemberId) -> bool {
+        let held = std::iter::once(&self.base).chain(&self.above).any(|at| at.configuration.contains(me));
+        held && !self.current().configuration.contains(me)
     }
 }
 
@@ -210,8 +234,7 @@ impl Replica {
             limits,
         } = boot;
         let applied = state.applied();
-        let mut above = Configurations { base: base.configuration, above: Vec::new() };
-        configurations.into_iter().for_each(|at| above.push(at));
+        let configurations = Configurations::new(base.configuration, configurations);
         let mut replica = Self {
             me: Me { start_id, url, peer_url },
             tuning,
@@ -220,7 +243,8 @@ impl Replica {
             undeclared: lost.undeclared,
             committed: applied,
             saved_committed: hard.committed,
-            configurations: above,
+            standing: Standing { let_go: configurations.has_dropped(hard.member_id), ..Standing::default() },
+            configurations,
             peers: BTreeMap::new(),
             role: Role::Follower(Follower::default()),
             leader: None,
@@ -236,7 +260,6 @@ impl Replica {
             check_at_ms: now.mono_ms,
             storage_full: false,
             deposed: false,
-            removed: false,
             leaving: false,
             catch_up_to: None,
             installing: false,

@@ -1,6 +1,7 @@
-//! A follower of a leader that is named: it registers itself as a learner, with back-off, and again
+//! Learners: the follower of a leader that is named registers itself, with back-off, and any learner again
 //! whenever whoever leads does not know it. Runs for the life of the node.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use kv_core::contract::View;
@@ -17,22 +18,53 @@ const TAKEN_UP: Duration = Duration::from_secs(3);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Registers with whoever leads; `urls` are asked first, then the nodes that this one has met.
-pub(super) async fn follow(handle: &Handle, remote: &Remote, urls: &[String]) -> Result<(), BootstrapError> {
+pub(super) async fn follow(handle: &Handle, remote: &Remote, urls: &[String]) -> Result<Infallible, BootstrapError> {
+    // Asked at least once: a volume that leads a group of its own must not go on unnoticed.
+    stay_registered(handle, remote, urls, Asked::Never, |view| !is_member(view)).await
+}
+
+/// Registers a learner again with a leader that does not know it: each leader keeps its own. Nobody is named, so
+/// only nodes that this one has met are asked.
+pub(super) async fn again(handle: &Handle, remote: &Remote) -> Result<Infallible, BootstrapError> {
+    let mut pauses = Pauses::new();
+    loop {
+        match stay_registered(handle, remote, &[], Asked::Before, |view| view.forgotten).await {
+            Err(error @ BootstrapError::ForeignLeader { .. }) => {
+                tracing::info!(%error, "not registered again yet");
+                pauses.pause().await;
+            }
+            ended => return ended,
+        }
+    }
+}
+
+#[derive(PartialEq, Eq)]
+enum Asked {
+    Never,
+    Before,
+}
+
+/// Registers whenever `is_needed`, for the life of the node.
+async fn stay_registered(
+    handle: &Handle,
+    remote: &Remote,
+    urls: &[String],
+    mut asked: Asked,
+    is_needed: impl Fn(&View) -> bool,
+) -> Result<Infallible, BootstrapError> {
     let mut pauses = Pauses::new();
     let mut last_problem = None;
-    // Asked at least once: a volume that leads a group of its own must not go on unnoticed.
-    let mut has_asked = false;
     loop {
-        if has_asked && is_member(&handle.view()) {
+        if asked == Asked::Before && !is_needed(&handle.view()) {
             pauses = Pauses::new();
-            let _changed = handle.wait_view(Instant::now() + LOOK_EVERY, |view| !is_member(view)).await;
+            let _changed = handle.wait_view(Instant::now() + LOOK_EVERY, &is_needed).await;
             continue;
         }
         match register(handle, remote, urls).await {
             Ok(()) => {
-                has_asked = true;
+                asked = Asked::Before;
                 last_problem = None;
-                let _taken_up = handle.wait_view(Instant::now() + TAKEN_UP, is_member).await;
+                let _taken_up = handle.wait_view(Instant::now() + TAKEN_UP, |view| !is_needed(view)).await;
             }
             Err(Problem::Final(error)) => return Err(error),
             Err(Problem::Passing(problem)) if last_problem.as_ref() != Some(&problem) => {
@@ -71,7 +103,7 @@ async fn register(handle: &Handle, remote: &Remote, urls: &[String]) -> Result<(
 async fn find_leader(handle: &Handle, remote: &Remote, urls: &[String]) -> Result<(String, NodeStatus), RemoteError> {
     let met = handle.view();
     let candidates = urls.iter().chain(met.urls.values());
-    let mut problem = RemoteError::Unreachable { url: urls.first().cloned().unwrap_or_default() };
+    let mut problem = RemoteError::NoLeader;
     for url in candidates {
         match remote.status(url).await {
             Ok(status) if status.replica.role == Role::Leader => return Ok((url.clone(), status)),

@@ -47,7 +47,7 @@ pub(super) async fn together(
             Ok(Step::GoOn) => {}
             Ok(Step::Register) => {
                 let urls: Vec<String> = members.iter().map(|member| member.url.clone()).collect();
-                return following::follow(handle, remote, &urls).await;
+                match following::follow(handle, remote, &urls).await? {}
             }
             Err(Problem::Final(error)) => return Err(error),
             Err(Problem::Passing(problem)) => {

@@ -25,6 +25,8 @@ pub struct Remote {
 pub(super) enum RemoteError {
     #[error("{url} cannot be reached")]
     Unreachable { url: String },
+    #[error("nobody who was asked leads, or names a leader")]
+    NoLeader,
     #[error("{url} answered {status}: {text}")]
     Refused { url: String, status: u16, text: String },
 }

@@ -49,7 +49,7 @@ impl Replica {
         self.hard.cluster_id.is_some()
             && self.is_voter()
             && (self.hard.quarantine.is_none() || mutant::on(Mutant::QuarantinedCampaigns))
-            && !self.removed
+            && !self.standing.removed
             && !self.installing // the log that would be stood with is about to be replaced
             && self.is_shown()
     }
@@ -294,7 +294,7 @@ impl Replica {
             _ if self.hard.cluster_id.is_none() => "the node is uninitialised".to_owned(),
             Some(quarantine) => format!("the node is quarantined: {}", quarantine.reason),
             None if !self.is_voter() => "the node is not a voter".to_owned(),
-            None if self.removed => "the node was removed from the group".to_owned(),
+            None if self.standing.removed => "the node was removed from the group".to_owned(),
             None if self.installing => "the node installs a snapshot".to_owned(),
             None => "the node has not shown itself to a majority of the voters yet".to_owned(),
         };

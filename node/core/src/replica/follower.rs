@@ -2,7 +2,7 @@
 //! (never at or below the own commit id), new ones go to the WAL, and are acknowledged once durable.
 
 use super::persist::Then;
-use super::{Replica, Role};
+use super::{Replica, Role, Standing};
 use crate::contract::{Note, Now, Quarantine};
 use crate::entry::{Body, Control, Entry, EntryId, Epoch};
 use crate::group::{ConfigurationAt, MemberId};
@@ -100,7 +100,7 @@ impl Replica {
             self.lead_wanted = false;
             self.note(Note::Follows { leader: from, epoch });
         }
-        (self.deposed, self.removed) = (false, false);
+        (self.deposed, self.standing.removed) = (false, false);
         self.leader_heard.mark(now.mono_ms);
         self.schedule_election(now);
         true
@@ -143,6 +143,7 @@ impl Replica {
         if !self.follow(now, from, append.epoch) {
             return self.send_epoch_hint(from);
         }
+        self.standing = Standing { fed_in: Some(append.epoch), ..Standing::default() };
         if self.needs_snapshot {
             return; // asked for at its own pace
         }
@@ -216,6 +217,7 @@ impl Replica {
 
     pub(super) fn observe_configuration(&mut self, entry: &Entry) {
         if let Body::Control(Control::Config(configuration)) = &entry.body {
+            self.standing.let_go |= self.is_voter() && !configuration.contains(self.me());
             self.configurations.push(ConfigurationAt { id: entry.id, configuration: configuration.clone() });
             if !self.is_shown() {
                 self.show_to_all(); // a majority of the new voters must know this volume before it acts

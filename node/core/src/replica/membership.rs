@@ -4,7 +4,7 @@
 
 use super::persist::Then;
 use super::progress::{Pace, Progress};
-use super::{Configurations, Replica, Role};
+use super::{Configurations, Replica, Role, Standing};
 use crate::contract::{Base, Now, Persist, Refusal, Reply, SettingsChange, Target, Token};
 use crate::entry::{Control, EntryId, Epoch};
 use crate::group::{
@@ -397,7 +397,7 @@ impl Replica {
         self.hard.promise = Promise { epoch, candidate: Some(self.me()) };
         self.hard.seen.clear();
         self.hard.quarantine = None;
-        self.removed = false;
+        self.standing = Standing::default();
         self.leader = None;
         self.submit_entries();
         let at = ConfigurationAt { id: self.log.last().id, configuration: Configuration::new(vec![self.my_info()]) };
@@ -409,10 +409,15 @@ impl Replica {
         self.when_durable(Then::Reply(token, Reply::Done { config_id }));
     }
 
+    /// Learners stand in no configuration. A leader that has fed this one, and knows it no more, was told to remove
+    /// it; one that never has may just not have been told of it.
     pub(super) fn on_not_a_member(&mut self, now: Now, from: MemberId, config_id: EntryId) {
         let newer = config_id >= self.config_id();
         if newer && (self.leader == Some(from) || !self.leader_is_alive(now)) {
-            self.removed = true;
+            let was_fed = self.leader == Some(from) && self.standing.fed_in == Some(self.epoch());
+            self.standing.removed = true;
+            self.standing.let_go |= was_fed;
+            self.standing.forgotten = !self.standing.let_go;
             self.forget_leader();
         }
     }

@@ -62,6 +62,7 @@ impl Replica {
             leader: self.leader,
             lease_until_mono_ms: self.lease_until_ms(),
             deposed: self.deposed,
+            forgotten: self.standing.forgotten && self.role_name() == RoleName::Learner,
             serves: self.hard.cluster_id.is_some()
                 && (self.hard.quarantine.is_none() || mutant::on(Mutant::QuarantinedServes))
                 && !self.installing,
@@ -78,7 +79,7 @@ impl Replica {
             Role::Leader(_) => self.lease_until_ms() >= now.mono_ms,
             _ => self.leader_is_alive(now),
         };
-        reached && led && self.hard.quarantine.is_none() && !self.removed
+        reached && led && self.hard.quarantine.is_none() && !self.standing.removed
     }
 
     pub(super) fn announce_view(&mut self, now: Now) {

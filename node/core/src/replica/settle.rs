@@ -113,11 +113,12 @@ impl Replica {
         if mutant::on(Mutant::MergeSnapshot) {
             self.state.merge(&replaced);
         }
+        let was_voter = self.is_voter();
         self.log = super::log::Log::new(boot.base.horizon, boot.epoch_runs, applied, boot.tail);
         self.log.lost_at(boot.lost.declared_at);
         self.undeclared = boot.lost.undeclared;
-        self.configurations = super::Configurations { base: boot.base.configuration, above: Vec::new() };
-        boot.configurations.into_iter().for_each(|at| self.configurations.push(at));
+        self.configurations = super::Configurations::new(boot.base.configuration, boot.configurations);
+        self.standing.let_go |= was_voter && !self.is_voter();
         self.committed = applied;
         self.persist_restarted(self.log.last().id);
         self.clock.observe(self.state.last_ts_ms(), now);

@@ -515,7 +515,7 @@ impl World {
                     let members: Vec<&str> =
                         status.members.iter().filter(|m| m.voter).map(|m| m.name.as_str()).collect();
                     format!(
-                        "{:?} epoch {} last {} durable {} committed {} applied {} voters {}{}{}",
+                        "{:?} epoch {} last {} durable {} committed {} applied {} voters {}{}{}{}",
                         status.role,
                         status.epoch,
                         status.last_id,
@@ -523,6 +523,7 @@ impl World {
                         status.committed_id,
                         status.applied_id,
                         members.join(","),
+                        if view.forgotten { " forgotten" } else { "" },
                         if view.serves && !answers { " no default reads" } else { "" },
                         status.quarantined.map_or(String::new(), |reason| format!(" quarantined: {reason}")),
                     )
