@@ -129,10 +129,11 @@ pub async fn start(opened: Opened<FileStorage>, config: DriverConfig) -> Result<
         stopping: stopping.clone(),
     };
     let on_the_side = (finished, lending);
+    let addresses = transport.addresses().clone();
     let driver = Driver::new(replica, options, committer, transport, Arc::clone(&published), on_the_side, sources);
     let repairs = Beside { task: tokio::spawn(repairs.run()), stopping };
     tokio::spawn(supervise(driver, repairs, Arc::clone(&published.stop)));
-    Ok(Handle { requests, published })
+    Ok(Handle { requests, published, addresses })
 }
 
 fn spawn_committer(wal: Wal<FileStorage>, commits: &Commits, metrics: Arc<Metrics>) -> Committer {

@@ -16,6 +16,7 @@ mod error;
 mod forward;
 mod history;
 mod keys;
+mod leader_name;
 mod openapi;
 mod probes;
 mod query;
@@ -41,6 +42,7 @@ use crate::driver::Handle;
 use crate::metrics::Metrics;
 use deduplication::Counters;
 use error::Failure;
+use leader_name::LeaderName;
 use results::Results;
 pub use server::ClientTimeouts;
 
@@ -90,10 +92,10 @@ impl App {
     pub(crate) fn new(config: HttpConfig, slot: Slot, metrics: Arc<Metrics>) -> Self {
         Self(Arc::new(Shared {
             results: Results::new(Duration::from_secs(config.seed_settings.dedup_expiry_seconds)),
+            client: forward::client(LeaderName(slot.clone())),
             config,
             slot,
             metrics,
-            client: forward::client(),
             counters: Counters::default(),
         }))
     }

@@ -24,10 +24,12 @@ use tokio::time::{Duration, timeout};
 use handshake::{Credentials, HANDSHAKE_TIMEOUT, HandshakeError};
 use peers::Shared;
 
+pub(crate) use addresses::Addresses;
 pub use counters::Counters;
 pub use snapshot::{SnapshotError, SnapshotReceiver, SnapshotSender};
 
 mod accept;
+mod addresses;
 mod connection;
 mod counters;
 mod dial;
@@ -105,6 +107,11 @@ impl Transport {
     /// The address of the peer port, for tests that bind port 0.
     pub fn local_addr(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where peers were last connected.
+    pub(crate) fn addresses(&self) -> &Addresses {
+        &self.shared.addresses
     }
 
     pub fn counters(&self) -> &Arc<Counters> {

@@ -72,7 +72,7 @@ async fn chaos(seed: u64, length: Duration) -> ExitCode {
         Ok(report) => summarise(report),
         Err(error) => vec![format!("the group did not get on: {error}")],
     };
-    let operations = field.recorder.operations();
+    let operations = field.caller.recorder.operations();
     println!("calls: {:?}", verdict::outcomes(&operations));
     wrong.extend(judged(&operations));
     if wrong.is_empty() {
@@ -106,5 +106,5 @@ fn judged(operations: &[Operation]) -> Vec<String> {
 
 fn keep(dir: &Path, field: &Field) {
     let file = File::create(dir.join("history.jsonl")).expect("the site is writable");
-    write_json_lines(&field.recorder.operations(), BufWriter::new(file)).expect("the site is writable");
+    write_json_lines(&field.caller.recorder.operations(), BufWriter::new(file)).expect("the site is writable");
 }

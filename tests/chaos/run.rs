@@ -5,10 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use kv_tests::history::Recorder;
-use kv_tests::{Load, wait_until};
+use kv_tests::{Caller, Load, wait_until};
 
-use crate::client::{Client, Field};
+use crate::client::{ATTEMPT_TIMEOUT, Client, Field};
 use crate::dice::Dice;
 use crate::faults::{Fault, Nemesis};
 use crate::group::{Group, errors};
@@ -34,12 +33,10 @@ pub(crate) struct Report {
 
 pub(crate) fn field(group: &Group) -> Field {
     Field {
-        recorder: Recorder::default(),
-        http: group.cluster.site.client().clone(),
+        caller: Caller::new(group.cluster.site.client().clone(), ATTEMPT_TIMEOUT),
         urls: group.urls(),
         stop: AtomicBool::new(false),
         written: AtomicU64::new(0),
-        strange: std::sync::Mutex::default(),
     }
 }
 
@@ -74,7 +71,7 @@ pub(crate) async fn run(mut group: Group, field: Arc<Field>, seed: u64, length: 
         written.check(node).await;
     }
     stop_all(&mut group, &mut report).await;
-    report.wrong.extend(field.strange.lock().expect("nobody panics with it").drain(..));
+    report.wrong.extend(field.caller.take_strange());
     report
 }
 

@@ -8,7 +8,7 @@ use kv_tests::linearizability::{Bounds, Checked, Failure, check};
 use kv_tests::{Node, kv_node};
 use serde_json::Value;
 
-use crate::client::{Field, KEYS, ask};
+use crate::client::{Field, KEYS};
 use crate::group::Group;
 
 /// Members of `/deduplication_stats` that are state of the group and no node's own.
@@ -20,7 +20,7 @@ pub(crate) async fn read_all(field: &Field, at: u64) {
         for key in (0..KEYS).map(|n| format!("key-{n}")) {
             for action in [Action::LocalRead { min_id: Some(at) }, Action::Read { min_id: None }] {
                 let call = Call { client: "end".into(), node: node.clone(), key: key.clone(), action, request: None };
-                ask(field, url, call).await;
+                field.caller.ask(url, call).await;
             }
         }
     }

@@ -9,6 +9,7 @@
 
 mod answer;
 mod binary;
+mod caller;
 mod cluster;
 mod command;
 mod dev;
@@ -27,6 +28,7 @@ mod wait;
 
 pub use answer::Answer;
 pub use binary::node_binary;
+pub use caller::{Answered, Caller};
 pub use cluster::{Cluster, ClusterSpec, member_name};
 pub use command::{Ended, kv_node};
 pub use dev::{Dev, kill_pid};

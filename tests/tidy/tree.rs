@@ -32,7 +32,9 @@ fn the_top_level_holds_what_was_decided_and_no_more() {
 
 #[test]
 fn every_dependency_has_its_version_in_one_place() {
-    for manifest in ["node/Cargo.toml", "node/core/Cargo.toml", "tests/Cargo.toml", "operator/Cargo.toml"] {
+    for manifest in
+        ["node/Cargo.toml", "node/core/Cargo.toml", "tests/Cargo.toml", "tests/e2e/Cargo.toml", "operator/Cargo.toml"]
+    {
         let Ok(text) = std::fs::read_to_string(workspace().join(manifest)) else { continue };
         let package = text.split("[dependencies]").nth(1).unwrap_or("");
         let versioned: Vec<&str> =

@@ -1,6 +1,7 @@
 //! What everyone else holds of a running node: requests go in by a bounded queue, published state is
 //! read without asking anyone. Clones are the same node. Never touches the replica.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use kv_core::contract::{Reply, Request, View};
@@ -13,6 +14,7 @@ use tokio::time::{Instant, timeout_at};
 use super::clock::Clock;
 use super::published::{NodeReport, Published};
 use super::stop::Stopped;
+use crate::transport::Addresses;
 use crate::wal::compaction::Settled;
 use crate::wal::{FileStorage, LogReader};
 
@@ -49,9 +51,15 @@ pub enum CallError {
 pub struct Handle {
     pub(crate) requests: mpsc::Sender<Call>,
     pub(crate) published: Arc<Published>,
+    pub(crate) addresses: Addresses,
 }
 
 impl Handle {
+    /// Where the peer with this name in its URLs was last connected.
+    pub(crate) fn address(&self, name: &str) -> Option<IpAddr> {
+        self.addresses.of(name)
+    }
+
     /// Asks the replica. After `TimedOut` and `Stopped` the outcome of a write is unknown.
     /// May be cancelled: what was proposed goes on.
     pub async fn request(&self, request: Request, deadline: Instant) -> Result<Reply, CallError> {

@@ -2,6 +2,7 @@
 //! leader, and again while it is sure that nothing was done (or that doing it twice is harmless).
 //! The rules are in [`carry_out`]. Never forwards what was forwarded already.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
@@ -20,6 +21,7 @@ use tokio::time::{Instant, timeout_at};
 use super::App;
 use super::answer::{IDEMPOTENT_REPLAY, X_KV_CURSOR, X_KV_ID};
 use super::error::{Asked, Code, Failure, X_KV_ERROR};
+use super::leader_name::LeaderName;
 use crate::driver::Handle;
 use crate::http_client;
 
@@ -91,9 +93,11 @@ enum Attempt {
     Unknown,
 }
 
-pub(crate) fn client() -> reqwest::Client {
+pub(crate) fn client(leader_name: LeaderName) -> reqwest::Client {
+    let leader_name = Arc::new(leader_name);
     http_client::build(|builder| {
         builder
+            .dns_resolver(Arc::clone(&leader_name))
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())

@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 
 use super::handshake::{Arbiter, Credentials, Proven, Refusal, RefusalKind, refuse_proven};
 use super::outbox::{Full, Outbox};
-use super::{Counters, TransportEvent};
+use super::{Addresses, Counters, TransportEvent};
 
 mod task;
 
@@ -26,6 +26,7 @@ const OFFERS_MAX: usize = 4;
 pub(crate) struct Shared {
     pub(crate) credentials: Credentials,
     pub(crate) counters: Arc<Counters>,
+    pub(crate) addresses: Addresses,
     pub(crate) events: mpsc::Sender<TransportEvent>,
     pub(crate) stopping: CancellationToken,
     pub(crate) tasks: TaskTracker,
@@ -74,6 +75,7 @@ impl Shared {
             credentials,
             events,
             counters: Arc::default(),
+            addresses: Addresses::default(),
             stopping: CancellationToken::new(),
             tasks: TaskTracker::new(),
             peers: Mutex::default(),

@@ -267,6 +267,9 @@ impl PeerTask {
                 Vec::new()
             }
         };
+        if let Ok(address) = stream.peer_addr() {
+            self.shared.addresses.note(&hello.url, &hello.peer_url, address.ip());
+        }
         let counters = &self.shared.counters;
         let mut connection = Connection::open(stream, greeting, counters.clone());
         if self.disconnect(Connection::abort).await.is_some() {

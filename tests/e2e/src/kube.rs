@@ -1,0 +1,146 @@
+//! How the cluster under test is reached: a client, and the two programs that users have, kubectl and helm.
+//! Never the current context of whoever runs the suite: the kubeconfig is a file of its own.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Namespace;
+use kube::api::{Api, DeleteParams, ListParams, PostParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config, ResourceExt};
+use serde_json::json;
+use tokio::process::Command;
+
+use crate::waiting::eventually;
+
+/// On every namespace of the suite.
+const LABEL: &str = "kvcluster.dev/e2e";
+/// The API server is given up after this; it is on the same machine or one that is near.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+
+#[derive(Clone)]
+pub(crate) struct Kube {
+    pub(crate) client: Client,
+    pub(crate) kubeconfig: PathBuf,
+}
+
+impl Kube {
+    pub(crate) async fn connect(kubeconfig: &Path) -> Self {
+        let file = Kubeconfig::read_from(kubeconfig).expect("the kubeconfig can be read");
+        let options = KubeConfigOptions::default();
+        let mut config = Config::from_custom_kubeconfig(file, &options).await.expect("the kubeconfig has a context");
+        config.read_timeout = Some(ANSWER_TIMEOUT);
+        config.proxy_url = None;
+        let client = Client::try_from(config).expect("the kubeconfig's certificates are valid");
+        Self { client, kubeconfig: kubeconfig.to_owned() }
+    }
+
+    /// A namespace with restricted pod security, empty.
+    pub(crate) async fn namespace(&self, name: &str) {
+        self.namespace_enforcing(name, "restricted").await;
+    }
+
+    pub(crate) async fn namespace_enforcing(&self, name: &str, level: &str) {
+        let namespace: Namespace = from_json(json!({
+            "metadata": {
+                "name": name,
+                "labels": { LABEL: "true", "pod-security.kubernetes.io/enforce": level },
+            },
+        }));
+        let api: Api<Namespace> = Api::all(self.client.clone());
+        match api.create(&PostParams::default(), &namespace).await {
+            Ok(_) => {}
+            Err(kube::Error::Api(status)) if status.code == 409 => {}
+            Err(error) => panic!("namespace {name}: {error}"),
+        }
+        // Pods need the account that a controller makes in each namespace.
+        eventually("the namespace has its default account", 30, || async {
+            let api: Api<k8s_openapi::api::core::v1::ServiceAccount> = Api::namespaced(self.client.clone(), name);
+            api.get("default").await.map_err(|error| error.to_string())
+        })
+        .await;
+    }
+
+    /// The suite's namespaces, those of a run that was broken off included.
+    pub(crate) async fn namespaces(&self) -> Vec<String> {
+        let api: Api<Namespace> = Api::all(self.client.clone());
+        let found = api.list(&ListParams::default().labels(LABEL)).await.expect("namespaces can be listed");
+        found.items.iter().map(ResourceExt::name_any).collect()
+    }
+
+    /// Deletes a namespace and waits until it is gone, with its volumes.
+    pub(crate) async fn delete_namespace(&self, name: &str) {
+        let at_once = ["delete", "pods", "--all", "--grace-period=0", "--force", "--namespace", name];
+        let api: Api<Namespace> = Api::all(self.client.clone());
+        let _ = self.program("kubectl", &["delete", "kvclusters", "--all", "--wait=false", "--namespace", name]).await;
+        let _ = self.program("kubectl", &at_once).await;
+        let _ = api.delete(name, &DeleteParams::default()).await;
+        eventually(&format!("namespace {name} is gone"), 120, || async {
+            match api.get_opt(name).await {
+                Ok(None) => Ok(()),
+                Ok(Some(namespace)) => Err(format!("{:?}", namespace.status)),
+                Err(error) => Err(error.to_string()),
+            }
+        })
+        .await;
+    }
+
+    /// Runs kubectl or helm against this cluster; Err: with what it said.
+    pub(crate) async fn program(&self, program: &str, arguments: &[&str]) -> Result<String, String> {
+        let mut command = Command::new(program);
+        command.args(arguments).env("KUBECONFIG", &self.kubeconfig);
+        output(command).await
+    }
+
+    /// The same, which must succeed.
+    pub(crate) async fn must(&self, program: &str, arguments: &[&str]) -> String {
+        let ended = self.program(program, arguments).await;
+        ended.unwrap_or_else(|said| panic!("{program} {}: {said}", arguments.join(" ")))
+    }
+
+    /// A request without a body to the port of a pod, by way of the API server.
+    pub(crate) async fn pod_http(
+        &self,
+        method: &str,
+        namespace: &str,
+        pod: &str,
+        path: &str,
+    ) -> Result<String, kube::Error> {
+        self.pod_put(method, namespace, pod, path, Vec::new()).await
+    }
+
+    pub(crate) async fn pod_put(
+        &self,
+        method: &str,
+        namespace: &str,
+        pod: &str,
+        path: &str,
+        body: Vec<u8>,
+    ) -> Result<String, kube::Error> {
+        let uri = format!("/api/v1/namespaces/{namespace}/pods/{pod}/proxy/{path}");
+        let request = axum::http::Request::builder().method(method).uri(uri).body(body);
+        self.client.request_text(request.expect("names are legal in a path")).await
+    }
+}
+
+/// What a command said; Err: with what it said, when it failed.
+pub(crate) async fn output(mut command: Command) -> Result<String, String> {
+    let output = command.stdin(Stdio::null()).kill_on_drop(true).output().await.map_err(|error| error.to_string())?;
+    let mut said = String::from_utf8_lossy(&output.stdout).into_owned();
+    if output.status.success() {
+        return Ok(said);
+    }
+    said.push_str(&String::from_utf8_lossy(&output.stderr));
+    Err(said)
+}
+
+/// An object as it is written down.
+pub(crate) fn from_json<T: serde::de::DeserializeOwned>(value: serde_json::Value) -> T {
+    serde_json::from_value(value).expect("the object is of its kind")
+}
+
+pub(crate) fn repository() -> PathBuf {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
+    tests.and_then(Path::parent).expect("tests/e2e is in the repository").to_owned()
+}

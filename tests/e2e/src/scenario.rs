@@ -1,0 +1,156 @@
+//! What is tried: the list of all scenarios in their order, what each needs of the cluster, and what it reports.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use crate::faults::Ability;
+use crate::load::{Counted, Verdict};
+use crate::scenarios::{changes, hosts, lasting, leader, operators, quickstart, volumes};
+use crate::suite::Suite;
+
+/// What is run when no scenario is named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Set {
+    /// What must hold before a change lands; ten minutes at most
+    Ci,
+    /// Everything; forty-five minutes at most
+    All,
+}
+
+type Run = fn(Arc<Suite>) -> Pin<Box<dyn Future<Output = Report> + Send>>;
+
+pub(crate) struct Scenario {
+    pub(crate) name: &'static str,
+    pub(crate) about: &'static str,
+    pub(crate) set: Set,
+    pub(crate) needs: Option<Ability>,
+    pub(crate) run: Run,
+}
+
+/// How long writes may stand still at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Target {
+    /// Leadership is handed over: nobody should notice, and a retry hides what a client sees.
+    Planned,
+    /// A process that died tells by a refused connection.
+    Crash,
+    /// Only silence tells.
+    Silence,
+    /// A majority is away for a while, as the scenario wants it.
+    Outage,
+}
+
+impl Target {
+    /// What docs/performance.md promises, in milliseconds; and what no loaded machine should exceed.
+    pub(crate) fn pause_ms(self) -> Option<(u64, u64)> {
+        match self {
+            Self::Planned => Some((100, 1_000)),
+            Self::Crash => Some((500, 3_000)),
+            Self::Silence => Some((1_500, 5_000)),
+            Self::Outage => None,
+        }
+    }
+}
+
+/// What a scenario measured, over all of its steps.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Report {
+    pub(crate) pause_ms: Option<u64>,
+    pub(crate) worst_worker_ms: u64,
+    /// The strictest of its steps' targets was not met.
+    pub(crate) over_target: bool,
+    pub(crate) failures: BTreeMap<String, u64>,
+    pub(crate) unhidden: u64,
+    pub(crate) acknowledged: u64,
+    pub(crate) lost: u64,
+    pub(crate) notes: Vec<String>,
+}
+
+impl Report {
+    /// Panics where a pause is out of all proportion: the scenario failed then.
+    pub(crate) fn measured(&mut self, counted: &Counted, target: Target) {
+        self.pause_ms = self.pause_ms.max(Some(counted.pause_ms));
+        self.worst_worker_ms = self.worst_worker_ms.max(counted.worst_worker_ms);
+        self.unhidden += counted.unhidden;
+        for (failure, count) in &counted.failures {
+            *self.failures.entry(failure.clone()).or_default() += count;
+        }
+        if let Some((target_ms, limit_ms)) = target.pause_ms() {
+            self.over_target |= counted.pause_ms > target_ms;
+            assert!(counted.pause_ms <= limit_ms, "writes stood still for {} ms: {counted:?}", counted.pause_ms);
+        }
+        if target == Target::Planned && counted.unhidden > 0 {
+            self.over_target = true;
+            self.note(format!("{} operations took {} ms at most", counted.unhidden, counted.longest_operation_ms));
+        }
+    }
+
+    pub(crate) fn judged(&mut self, verdict: &Verdict) {
+        self.acknowledged += verdict.acknowledged;
+        self.lost += verdict.lost;
+        self.note(format!("{} calls explained", verdict.operations));
+    }
+
+    pub(crate) fn note(&mut self, note: String) {
+        self.notes.push(note);
+    }
+}
+
+macro_rules! scenario {
+    ($set:ident, $name:literal, $run:path, $about:literal $(, needs $ability:ident)?) => {
+        Scenario {
+            name: $name,
+            about: $about,
+            set: Set::$set,
+            needs: None $(.or(Some(Ability::$ability)))?,
+            run: |suite| Box::pin($run(suite, $name)),
+        }
+    };
+}
+
+/// In the order in which they are run.
+pub(crate) fn all() -> Vec<Scenario> {
+    vec![
+        scenario!(Ci, "quickstart", quickstart::as_the_readme_says, "the README's own lines"),
+        scenario!(Ci, "switchover", leader::switched_over, "spec.leader changed, three times"),
+        scenario!(Ci, "leader-killed", leader::killed, "SIGKILL of the leader, three times", needs Signals),
+        scenario!(Ci, "rolling-update", changes::rolled, "a new image, pod by pod"),
+        scenario!(Ci, "scale-3-5-3", changes::scaled_to_five_and_back, "two more replicas, and back"),
+        scenario!(Ci, "volume-lost", volumes::lost_on_a_follower, "a follower's volume deleted"),
+        scenario!(Ci, "recreated", lasting::recreated, "deleted, and created again over its volumes"),
+        scenario!(
+            Ci,
+            "operator-upgrade",
+            operators::upgraded,
+            "the chart with a bumped appVersion and another default"
+        ),
+        scenario!(All, "leader-deleted", leader::deleted, "the leader's pod deleted"),
+        scenario!(All, "leader-force-deleted", leader::force_deleted, "the leader's pod deleted without grace"),
+        scenario!(All, "leader-stopped", leader::stopped, "SIGSTOP of the leader", needs Signals),
+        scenario!(All, "host-stopped", hosts::stopped, "the leader's host loses all processes", needs Hosts),
+        scenario!(All, "host-paused", hosts::paused, "all processes of the leader's host stand still", needs Hosts),
+        scenario!(All, "host-cut", hosts::cut, "the leader's host is cut off", needs Hosts),
+        scenario!(All, "host-drained", hosts::drained, "kubectl drain of the leader's host"),
+        scenario!(All, "operator-absent", operators::absent, "the leader killed while no operator runs", needs Signals),
+        scenario!(All, "operator-killed", operators::killed_while_rolling, "the operator killed while it rolls", needs Signals),
+        scenario!(All, "operators-two", operators::two, "two operators of two releases at once"),
+        scenario!(All, "api-down", hosts::api_down, "no API server for a minute, and the leader dies", needs ApiServer),
+        scenario!(All, "image-crashes", changes::crashing_image, "an image that crashes, and back"),
+        scenario!(All, "scale-1-3-5-3-1", changes::scaled_through_all_sizes, "1 -> 3 -> 5 -> 3 -> 1"),
+        scenario!(All, "leader-volume-lost", volumes::lost_on_the_leader, "the leader's volume deleted"),
+        scenario!(All, "all-pods-deleted", lasting::all_pods_deleted, "all pods deleted at once"),
+        scenario!(All, "volume-full", volumes::full_and_grown, "a full volume, then growth"),
+        scenario!(All, "settings-live", changes::settings, "settings changed without a restart"),
+        scenario!(All, "recreated-smaller", lasting::recreated_smaller, "created again with fewer replicas"),
+        scenario!(All, "majority-lost", lasting::majority_lost, "two of three volumes gone, then recovery"),
+        scenario!(
+            All,
+            "chart-reinstalled",
+            operators::reinstalled,
+            "the chart uninstalled, and installed over its CRDs"
+        ),
+        scenario!(All, "bad-specs", changes::bad_specs, "specs that are refused, or reported"),
+    ]
+}

@@ -1,0 +1,70 @@
+//! What befalls the host of the leader, or the API server.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kv_tests::pass;
+use serde_json::json;
+
+use crate::faults::{HostFault, Sending, Signal};
+use crate::scenario::{Report, Target};
+use crate::suite::Suite;
+use crate::trial::Trial;
+
+/// How long the API server is away.
+const API_DOWN: Duration = Duration::from_secs(60);
+/// How long after its end the leader is killed.
+const INTO_API_DOWN: Duration = Duration::from_secs(20);
+
+pub(crate) async fn stopped(suite: Arc<Suite>, name: &'static str) -> Report {
+    broken(&suite, name, HostFault::Stop).await
+}
+
+pub(crate) async fn paused(suite: Arc<Suite>, name: &'static str) -> Report {
+    broken(&suite, name, HostFault::Pause).await
+}
+
+pub(crate) async fn cut(suite: Arc<Suite>, name: &'static str) -> Report {
+    broken(&suite, name, HostFault::Cut).await
+}
+
+async fn broken(suite: &Suite, name: &str, fault: HostFault) -> Report {
+    let mut trial = Trial::start(suite, name, json!({})).await;
+    trial.open().await;
+    let leader = trial.store.leader().await;
+    let host = trial.store.host(&leader).await;
+    suite.faults.break_host(fault, &host).await;
+    trial.another_leads(&leader).await;
+    trial.load.flows(30).await;
+    suite.faults.mend_host(fault, &host).await;
+    trial.close(180, Target::Silence).await;
+    trial.end().await
+}
+
+pub(crate) async fn drained(suite: Arc<Suite>, name: &'static str) -> Report {
+    let mut trial = Trial::start(&suite, name, json!({})).await;
+    trial.open().await;
+    let leader = trial.store.leader().await;
+    let host = trial.store.host(&leader).await;
+    suite.faults.drain(&suite.kube, &host).await;
+    trial.another_leads(&leader).await;
+    trial.load.flows(30).await;
+    suite.faults.uncordon(&suite.kube, &host).await;
+    trial.close(120, Target::Planned).await;
+    trial.end().await
+}
+
+/// Failover needs neither the API server nor the operator.
+pub(crate) async fn api_down(suite: Arc<Suite>, name: &'static str) -> Report {
+    let mut trial = Trial::start(&suite, name, json!({})).await;
+    trial.open().await;
+    let leader = trial.store.leader().await;
+    let sending = Sending::start(&trial.store, &leader, Signal::Kill, INTO_API_DOWN).await;
+    suite.faults.stop_api_server().await;
+    let began = Instant::now();
+    pass(API_DOWN.saturating_sub(began.elapsed())).await;
+    suite.faults.start_api_server().await;
+    sending.end().await;
+    trial.close(120, Target::Crash).await;
+    trial.end().await
+}

@@ -1,0 +1,101 @@
+//! What befalls the operator: upgraded, absent, killed, doubled, uninstalled. The data must not notice.
+
+use std::sync::Arc;
+
+use kube::ResourceExt;
+use kube::api::{Api, DeleteParams};
+use serde_json::json;
+
+use crate::faults::{Signal, signal};
+use crate::kube::repository;
+use crate::operator::{NAMESPACE, REPLICAS, chart_with_version};
+use crate::scenario::{Report, Target};
+use crate::suite::Suite;
+use crate::trial::Trial;
+
+/// The bumped chart has another default image for nodes, too: clusters that name none keep theirs.
+pub(crate) async fn upgraded(suite: Arc<Suite>, name: &'static str) -> Report {
+    let mut trial = Trial::start(&suite, name, json!({})).await;
+    let before = trial.store.lives().await;
+    trial.open().await;
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let chart = dir.path().join("kv-operator");
+    chart_with_version(&chart, &suite.next_version);
+    suite.operator.upgrade(&chart).await;
+    let images: Vec<_> = suite.operator.pods().await.iter().filter_map(operator_image).collect();
+    assert!(images.iter().any(|image| image.ends_with(&suite.next_version)), "the new operator runs: {images:?}");
+    // The new operator has worked on the cluster once it has seen a change of it.
+    trial.store.patch(json!({"historyLimit": 50})).await;
+    trial.store.healthy(60).await;
+    assert_eq!(trial.store.lives().await, before, "no data pod was restarted by the upgrade");
+    suite.operator.roll_back().await;
+    trial.store.patch(json!({"historyLimit": 60})).await;
+    trial.close(60, Target::Planned).await;
+    assert_eq!(trial.store.lives().await, before, "no data pod was restarted by the roll-back");
+    trial.end().await
+}
+
+fn operator_image(pod: &k8s_openapi::api::core::v1::Pod) -> Option<String> {
+    pod.spec.as_ref()?.containers.first()?.image.clone()
+}
+
+pub(crate) async fn absent(suite: Arc<Suite>, name: &'static str) -> Report {
+    let mut trial = Trial::start(&suite, name, json!({})).await;
+    suite.operator.scale(0).await;
+    trial.open().await;
+    let leader = trial.store.leader().await;
+    signal(&trial.store, &leader, Signal::Kill).await;
+    trial.load.flows(30).await;
+    suite.operator.scale(REPLICAS).await;
+    trial.another_leads(&leader).await;
+    trial.close(60, Target::Crash).await;
+    trial.end().await
+}
+
+pub(crate) async fn killed_while_rolling(suite: Arc<Suite>, name: &'static str) -> Report {
+    let mut trial = Trial::start(&suite, name, json!({})).await;
+    trial.open().await;
+    trial.store.patch(json!({ "image": suite.next_node_image() })).await;
+    for updated in 1..=2 {
+        trial.store.wait("the roll has begun", 120, |_, status| status.updated_replicas >= updated).await;
+        let api: Api<k8s_openapi::api::core::v1::Pod> = Api::namespaced(suite.kube.client.clone(), NAMESPACE);
+        for pod in suite.operator.pods().await {
+            let _ = api.delete(&pod.name_any(), &DeleteParams::default().grace_period(0)).await;
+        }
+    }
+    trial.store.wait("all pods run the new image", 180, |_, status| status.updated_replicas == 3).await;
+    trial.close(60, Target::Planned).await;
+    trial.end().await
+}
+
+/// Each with a Lease of its own, so that both work: the worst that a broken Lease could do.
+pub(crate) async fn two(suite: Arc<Suite>, name: &'static str) -> Report {
+    let mut trial = Trial::start(&suite, name, json!({})).await;
+    let chart = repository().join("charts/kv-operator");
+    let chart = chart.to_str().expect("the path is text");
+    let here = trial.store.namespace.clone();
+    let install = ["install", "kv-second", chart, "--set", "crds.install=false", "--wait", "--namespace", &here];
+    suite.kube.must("helm", &install).await;
+    trial.open().await;
+    let next = trial.store.follower().await;
+    trial.store.patch(json!({ "leader": next })).await;
+    trial.store.wait("the wished leader leads", 30, |_, s| s.leader.as_ref() == Some(&next)).await;
+    trial.store.patch(json!({ "image": suite.next_node_image(), "replicas": 5 })).await;
+    trial.store.wait("all pods run the new image", 300, |_, status| status.updated_replicas == 5).await;
+    trial.close(120, Target::Planned).await;
+    suite.kube.must("helm", &["uninstall", "kv-second", "--wait", "--namespace", &here]).await;
+    trial.end().await
+}
+
+pub(crate) async fn reinstalled(suite: Arc<Suite>, name: &'static str) -> Report {
+    let mut trial = Trial::start(&suite, name, json!({})).await;
+    let before = trial.store.lives().await;
+    trial.open().await;
+    suite.operator.uninstall().await;
+    trial.load.flows(30).await;
+    suite.operator.install().await;
+    trial.store.patch(json!({"historyLimit": 50})).await;
+    trial.close(60, Target::Planned).await;
+    assert_eq!(trial.store.lives().await, before, "no data pod was restarted");
+    trial.end().await
+}

@@ -1,0 +1,76 @@
+//! What befalls volumes: lost, full, grown.
+
+use std::sync::Arc;
+
+use serde_json::json;
+
+use crate::scenario::{Report, Target};
+use crate::store::{NAME, Store};
+use crate::suite::Suite;
+use crate::trial::Trial;
+use crate::waiting::eventually;
+
+/// Bytes of each value that fills a volume; the node's limit with a little room.
+const FILLING_BYTES: usize = 1_000_000;
+/// Values that more than fill the smallest volume that can grow everywhere.
+const FILLINGS_MAX: usize = 600;
+
+pub(crate) async fn lost_on_a_follower(suite: Arc<Suite>, name: &'static str) -> Report {
+    let mut trial = Trial::start(&suite, name, json!({})).await;
+    trial.open().await;
+    let pod = trial.store.follower().await;
+    replaced(&trial.store, &pod).await;
+    trial.close(120, Target::Planned).await;
+    trial.end().await
+}
+
+pub(crate) async fn lost_on_the_leader(suite: Arc<Suite>, name: &'static str) -> Report {
+    let mut trial = Trial::start(&suite, name, json!({})).await;
+    trial.open().await;
+    let pod = trial.store.leader().await;
+    replaced(&trial.store, &pod).await;
+    trial.close(120, Target::Crash).await;
+    trial.end().await
+}
+
+/// A pod loses its volume, and the group makes it a new member.
+async fn replaced(store: &Store, pod: &str) {
+    let lost = store.member_id(pod).await.expect("the member is reported");
+    store.lose_volume(pod).await;
+    eventually("another member has the pod's name", 120, || async {
+        match store.member_id(pod).await {
+            Some(found) if found != lost => Ok(()),
+            found => Err(format!("{found:?}")),
+        }
+    })
+    .await;
+}
+
+pub(crate) async fn full_and_grown(suite: Arc<Suite>, name: &'static str) -> Report {
+    let mut trial = Trial::start(&suite, name, json!({"storage": {"size": "300Mi"}})).await;
+    let before = trial.store.lives().await;
+    trial.open().await;
+    fill(&trial.store).await;
+    let full = trial.load.counted().await.failures;
+    trial.store.patch(json!({"storage": {"size": "600Mi"}})).await;
+    trial.load.flows(120).await;
+    trial.close(120, Target::Outage).await;
+    assert!(full.contains_key("storage_full"), "the client was told: {full:?}");
+    assert_eq!(trial.store.lives().await, before, "no pod was restarted");
+    trial.end().await
+}
+
+/// Until a write is refused for want of room.
+async fn fill(store: &Store) {
+    let body = json!({"value": "x".repeat(FILLING_BYTES)}).to_string();
+    for n in 0..FILLINGS_MAX {
+        let (pod, path) = (format!("{NAME}-0:8000"), format!("key/filling-{n}"));
+        let answer = store.kube.pod_put("PUT", &store.namespace, &pod, &path, body.clone().into_bytes()).await;
+        match answer {
+            Ok(_) => {}
+            Err(kube::Error::Api(status)) if status.code == 507 => return,
+            Err(error) => panic!("a write is refused for want of room alone: {error}"),
+        }
+    }
+    panic!("{FILLINGS_MAX} writes of {FILLING_BYTES} bytes did not fill the volume");
+}

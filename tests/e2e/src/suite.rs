@@ -1,0 +1,176 @@
+//! Runs the scenarios one after the other, keeps evidence of what fails, and leaves the cluster as it was.
+
+use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures::FutureExt;
+
+use crate::Arguments;
+use crate::faults::Faults;
+use crate::kube::Kube;
+use crate::load::Load;
+use crate::operator::Operator;
+use crate::scenario::{self, Scenario, Set};
+use crate::store::Store;
+use crate::table::{self, Ended, Row};
+
+/// What every scenario is given.
+pub(crate) struct Suite {
+    pub(crate) kube: Kube,
+    pub(crate) faults: Faults,
+    pub(crate) operator: Operator,
+    /// The version under which the images were loaded a second time.
+    pub(crate) next_version: String,
+    evidence: PathBuf,
+}
+
+/// Of a scenario.
+pub(crate) fn namespace(scenario: &str) -> String {
+    format!("e2e-{scenario}")
+}
+
+impl Suite {
+    /// The same program as the default's, under another name: pods that are to run it are restarted.
+    pub(crate) fn next_node_image(&self) -> String {
+        format!("kvcluster/kv-node:{}", self.next_version)
+    }
+
+    /// For all scenarios but the one that installs it as the README says.
+    pub(crate) async fn operator_runs(&self) {
+        self.operator.install().await;
+    }
+}
+
+pub(crate) async fn run(arguments: Arguments) -> ExitCode {
+    let chosen = match chosen(&arguments) {
+        Ok(chosen) => chosen,
+        Err(why) => {
+            eprintln!("kv-e2e: {why}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let kube = Kube::connect(&arguments.kubeconfig).await;
+    let suite = Arc::new(Suite {
+        operator: Operator::new(&kube),
+        kube,
+        faults: Faults::new(arguments.machine, arguments.tool),
+        next_version: arguments.next_version,
+        evidence: arguments.evidence,
+    });
+    suite.clean().await;
+    let mut rows = Vec::new();
+    for scenario in &chosen {
+        println!("{}: {}", scenario.name, scenario.about);
+        rows.push(suite.run_one(scenario).await);
+    }
+    suite.clean().await;
+    table::print(&rows);
+    let failed = rows.iter().any(|row| matches!(row.ended, Ended::Failed(_)));
+    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+fn chosen(arguments: &Arguments) -> Result<Vec<Scenario>, String> {
+    let all = scenario::all();
+    if let Some(strange) = arguments.scenarios.iter().find(|name| all.iter().all(|s| s.name != **name)) {
+        return Err(format!("no scenario is called {strange}; --list names them"));
+    }
+    let wanted = |scenario: &Scenario| match arguments.scenarios.is_empty() {
+        true => arguments.set == Set::All || scenario.set == Set::Ci,
+        false => arguments.scenarios.iter().any(|name| name == scenario.name),
+    };
+    Ok(all.into_iter().filter(wanted).collect())
+}
+
+impl Suite {
+    async fn run_one(self: &Arc<Self>, scenario: &Scenario) -> Row {
+        let began = Instant::now();
+        let ended = match scenario.needs.and_then(|ability| self.faults.cannot(ability)) {
+            Some(why) => Ended::NotPossible(why),
+            None => self.try_one(scenario).await,
+        };
+        let row = Row { name: scenario.name, seconds: began.elapsed().as_secs(), ended };
+        match &row.ended {
+            Ended::Passed(report) => println!("  passed in {} s, write pause {:?} ms", row.seconds, report.pause_ms),
+            Ended::Failed(why) => println!("  FAILED after {} s: {why}", row.seconds),
+            Ended::NotPossible(why) => println!("  not tried: {why}"),
+        }
+        row
+    }
+
+    /// A panic is a failure of the scenario alone.
+    async fn try_one(self: &Arc<Self>, scenario: &Scenario) -> Ended {
+        let run = AssertUnwindSafe((scenario.run)(Arc::clone(self))).catch_unwind();
+        let ended = match run.await {
+            Ok(report) => Ended::Passed(report),
+            Err(panic) => {
+                self.faults.mend(&self.kube).await;
+                self.keep_evidence(scenario.name).await;
+                Ended::Failed(message(panic.as_ref()))
+            }
+        };
+        // Cleaning up is a part of the scenario: what cannot be deleted is a failure, too.
+        let cleaned = AssertUnwindSafe(self.kube.delete_namespace(&namespace(scenario.name))).catch_unwind().await;
+        match (ended, cleaned) {
+            (Ended::Passed(_), Err(panic)) => Ended::Failed(message(panic.as_ref())),
+            (ended, _) => ended,
+        }
+    }
+
+    /// What whoever looks into a failure needs: objects, events, logs, and the client's history.
+    async fn keep_evidence(&self, scenario: &str) {
+        let (dir, namespace) = (self.evidence.join(scenario), namespace(scenario));
+        std::fs::create_dir_all(&dir).expect("the directory for evidence is writable");
+        let everything = "kvclusters,pods,statefulsets,persistentvolumeclaims,services,endpointslices,events";
+        let label = "app.kubernetes.io/name=kvcluster";
+        let asked: [(&str, &[&str]); 6] = [
+            ("client.log", &["logs", "client", "--namespace", &namespace]),
+            ("objects.yaml", &["get", everything, "--namespace", &namespace, "--output", "yaml"]),
+            ("described.txt", &["describe", "kvclusters,pods", "--namespace", &namespace]),
+            ("nodes.log", &["logs", "--selector", label, "--namespace", &namespace, "--prefix", "--tail=-1"]),
+            (
+                "nodes-before.log",
+                &["logs", "--selector", label, "--namespace", &namespace, "--prefix", "--tail=-1", "--previous"],
+            ),
+            (
+                "operator.log",
+                &[
+                    "logs",
+                    "--selector",
+                    "app.kubernetes.io/name=kv-operator",
+                    "--namespace",
+                    "kv-system",
+                    "--prefix",
+                    "--tail=-1",
+                ],
+            ),
+        ];
+        for (file, arguments) in asked {
+            let said = self.kube.program("kubectl", arguments).await.unwrap_or_else(|said| said);
+            std::fs::write(dir.join(file), said).expect("the directory for evidence is writable");
+        }
+        if let Some(history) = Load::history(&Store::new(&self.kube, &namespace)).await {
+            std::fs::write(dir.join("history.jsonl"), history).expect("the directory for evidence is writable");
+        }
+        println!("  evidence is in {}", dir.display());
+    }
+
+    /// Takes away everything of the suite, also what a run left that was broken off.
+    async fn clean(&self) {
+        self.faults.mend(&self.kube).await;
+        for namespace in self.kube.namespaces().await.iter().filter(|name| *name != crate::operator::NAMESPACE) {
+            self.kube.delete_namespace(namespace).await;
+        }
+        self.operator.uninstall().await;
+        let definition = ["delete", "crd", "kvclusters.kvcluster.dev", "--ignore-not-found"];
+        self.kube.must("kubectl", &definition).await;
+        self.kube.delete_namespace(crate::operator::NAMESPACE).await;
+    }
+}
+
+fn message(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().cloned();
+    text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default()
+}
