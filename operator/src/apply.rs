@@ -4,18 +4,21 @@
 
 use futures::future::join_all;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use k8s_openapi::api::policy::v1::Eviction;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{DeleteOptions, ObjectMeta, Preconditions};
 use kube::Client;
-use kube::api::{Api, DeleteParams, EvictParams, Patch, PatchParams, Preconditions, PropagationPolicy};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, PropagationPolicy};
 use kv_core::group::MemberInfo;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::crd::{KvCluster, KvClusterStatus, MemberReport};
 use crate::error::{Error, NodeError};
-use crate::names::{FIELD_MANAGER, ROLE_LABEL};
+use crate::names::FIELD_MANAGER;
 use crate::node_client::Nodes;
-use crate::observe::{Sources, api};
-use crate::plan::{Assignment, Directive, Growth, Memory, Plan, Progress, RoleLabel};
+use crate::observe::Sources;
+use crate::plan::{Assignment, Directive, Growth, Labelled, Memory, Plan, Progress, Relabel};
 use crate::resources::{Child, Kind};
+use crate::watches::api;
 
 /// The eviction API's way of saying that the budget has no room now.
 const TOO_MANY_REQUESTS: u16 = 429;
@@ -122,9 +125,8 @@ impl Writer<'_> {
 
     async fn grow(&self, growth: &Growth) -> Result<(), Error> {
         let Growth { claim, size } = growth;
-        let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), self.namespace);
         let patch = json!({ "spec": { "resources": { "requests": { "storage": size } } } });
-        let patched = claims.patch(claim, &PatchParams::default(), &Patch::Merge(patch)).await;
+        let patched = self.claims().patch(claim, &PatchParams::default(), &Patch::Merge(patch)).await;
         patched.map(drop).map_err(Error::write(format!("claim {claim}")))
     }
 
@@ -136,12 +138,23 @@ impl Writer<'_> {
         absent_is_fine(deleted.map(drop)).map_err(Error::write(format!("StatefulSet {name}")))
     }
 
-    async fn label(&self, label: &RoleLabel) -> Result<(), Error> {
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), self.namespace);
-        let role = label.role.map(|role| role.as_str());
-        let patch = json!({ "metadata": { "labels": { ROLE_LABEL: role } } });
-        let patched = pods.patch(&label.pod, &PatchParams::default(), &Patch::Merge(patch)).await;
-        absent_is_fine(patched.map(drop)).map_err(Error::write(format!("role of pod {}", label.pod)))
+    async fn label(&self, relabel: &Relabel) -> Result<(), Error> {
+        let Relabel { what, name, labels } = relabel;
+        let patch = Patch::Merge(json!({ "metadata": { "labels": labels } }));
+        let parameters = PatchParams::default();
+        let patched = match what {
+            Labelled::Pod => self.pods().patch(name, &parameters, &patch).await.map(drop),
+            Labelled::Claim => self.claims().patch(name, &parameters, &patch).await.map(drop),
+        };
+        absent_is_fine(patched).map_err(Error::write(format!("labels of {name}")))
+    }
+
+    fn pods(&self) -> Api<Pod> {
+        Api::namespaced(self.client.clone(), self.namespace)
+    }
+
+    fn claims(&self) -> Api<PersistentVolumeClaim> {
+        Api::namespaced(self.client.clone(), self.namespace)
     }
 
     /// By compare-and-swap: two operators, or one with an old view, cannot assign twice.
@@ -170,6 +183,7 @@ impl Writer<'_> {
             Directive::Remove { leader, member_id, name: _ } => nodes.remove(&leader, member_id).await?,
             Directive::Lead { node, why: _ } => nodes.lead(&node).await?,
             Directive::ChangeSettings { leader, change } => nodes.change_settings(&leader, &change).await?,
+            Directive::Recover { node, epoch, new_cluster_id } => nodes.recover(&node, epoch, &new_cluster_id).await?,
             Directive::Restart { pod, uid } => self.evict(&pod, uid).await?,
         }
         Ok(())
@@ -177,10 +191,15 @@ impl Writer<'_> {
 
     /// Of the pod that was seen and no other: one that came since has the same name.
     async fn evict(&self, pod: &str, uid: String) -> Result<(), Error> {
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), self.namespace);
         let preconditions = Preconditions { uid: Some(uid), resource_version: None };
-        let delete = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
-        let evicted = pods.evict(pod, &EvictParams { delete_options: Some(delete), ..EvictParams::default() }).await;
+        let eviction = Eviction {
+            metadata: ObjectMeta { name: Some(pod.to_owned()), ..ObjectMeta::default() },
+            delete_options: Some(DeleteOptions { preconditions: Some(preconditions), ..DeleteOptions::default() }),
+        };
+        // Not by the client's own call: it misspells the options, and the API server would not see the uid.
+        let parameters = PostParams::default();
+        let evicted: kube::Result<Value> =
+            self.pods().create_subresource("eviction", pod, &parameters, &eviction).await;
         match evicted {
             Err(kube::Error::Api(status)) if status.code == TOO_MANY_REQUESTS => {
                 let detail = status.message.clone();
@@ -196,7 +215,7 @@ pub(crate) async fn write_status(client: &Client, cluster: &KvCluster) -> Result
     let namespace = cluster.metadata.namespace.as_deref().unwrap_or_default();
     let name = cluster.metadata.name.as_deref().unwrap_or_default();
     let api: Api<KvCluster> = Api::namespaced(client.clone(), namespace);
-    api.replace_status(name, &kube::api::PostParams::default(), cluster).await.map_err(Error::write("the status"))
+    api.replace_status(name, &PostParams::default(), cluster).await.map_err(Error::write("the status"))
 }
 
 fn voter(info: &MemberInfo) -> MemberReport {

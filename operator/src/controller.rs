@@ -7,17 +7,14 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use futures::future::join_all;
-use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service};
-use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::Api;
-use kube::core::{DeserializeGuard, GroupVersionKind};
+use kube::core::DeserializeGuard;
 use kube::runtime::Controller;
 use kube::runtime::controller::Action;
 use kube::runtime::events::{Recorder, Reporter};
-use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::reflector::Store;
 use kube::runtime::watcher;
 use kube::{Client, Resource, ResourceExt};
 use kv_core::group::ClusterId;
@@ -27,14 +24,14 @@ use crate::crd::{KvCluster, KvClusterStatus};
 use crate::error::Error;
 use crate::events;
 use crate::metrics::Metrics;
-use crate::names::{APP, APP_LABEL, FIELD_MANAGER, INSTANCE_LABEL};
+use crate::names::FIELD_MANAGER;
 use crate::node_client::NodeClient;
 use crate::observe::{Sources, observe};
 use crate::observed::Observed;
 use crate::plan::{self, Defaults, Draw, Memory};
 use crate::report;
-use crate::resources::Kind;
 use crate::validate::{self, Problem};
+use crate::watches::{self, Caches};
 
 /// Pauses after errors, from the first to the longest.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
@@ -74,18 +71,22 @@ pub struct Options {
     pub defaults: Defaults,
 }
 
-/// A controller and the store of the clusters that it sees: all, or those of one namespace.
-pub type Watched = (Controller<Guarded>, Clusters);
+/// What is worked on: all namespaces, or one. The watches begin when it is run.
+pub struct Watched {
+    controller: Controller<Guarded>,
+    pub clusters: Clusters,
+    caches: Caches,
+}
+
 /// Clusters as they were seen last; one that cannot be read keeps none of the others from being seen.
 pub type Clusters = Store<Guarded>;
 
 impl Context {
-    pub async fn new(client: Client, metrics: Arc<Metrics>, options: &Options) -> Self {
-        let pod_monitors = pod_monitors(&client).await;
+    pub fn new(sources: Sources, metrics: Arc<Metrics>, options: &Options) -> Self {
         let reporter = Reporter { controller: FIELD_MANAGER.to_owned(), instance: std::env::var("HOSTNAME").ok() };
         Self {
-            recorder: Recorder::new(client.clone(), reporter),
-            sources: Sources { client, nodes: NodeClient::default(), pod_monitors },
+            recorder: Recorder::new(sources.client.clone(), reporter),
+            sources,
             metrics,
             defaults: options.defaults.clone(),
             started: Instant::now(),
@@ -105,9 +106,8 @@ impl Context {
     }
 
     /// Of clusters that are gone, nothing is kept.
-    fn forget_all_but(&self, stores: &[Clusters]) {
-        let clusters = stores.iter().flat_map(Store::state);
-        let uids: Vec<String> = clusters.filter_map(|cluster| cluster.meta().uid.clone()).collect();
+    fn forget_all_but(&self, clusters: &Clusters) {
+        let uids: Vec<String> = clusters.state().iter().filter_map(|cluster| cluster.meta().uid.clone()).collect();
         let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
         remembered.retain(|uid, _| uids.contains(uid));
     }
@@ -129,57 +129,35 @@ fn random_hex() -> String {
     format!("{:032x}", u128::from_be_bytes(bytes))
 }
 
-/// Whether the Prometheus operator is installed; looked up once, at start.
-async fn pod_monitors(client: &Client) -> bool {
-    let (group, version, _) = Kind::PodMonitor.api();
-    let kind = GroupVersionKind::gvk(group, version, Kind::PodMonitor.as_str());
-    kube::discovery::pinned_kind(client, &kind).await.is_ok()
-}
-
-/// One controller for all namespaces, or one for each that is named.
-pub fn controllers(client: &Client, options: &Options) -> Vec<Watched> {
+/// One for all namespaces, or one for each that is named.
+pub fn watched(client: &Client, options: &Options) -> Vec<Watched> {
     match options.namespaces.as_slice() {
-        [] => vec![controller(client, None)],
-        namespaces => namespaces.iter().map(|namespace| controller(client, Some(namespace))).collect(),
+        [] => vec![Watched::new(client, None)],
+        namespaces => namespaces.iter().map(|namespace| Watched::new(client, Some(namespace))).collect(),
     }
 }
 
-fn controller(client: &Client, namespace: Option<&str>) -> Watched {
-    fn of<K>(client: &Client, namespace: Option<&str>) -> Api<K>
-    where
-        K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>,
-    {
-        namespace.map_or_else(|| Api::all(client.clone()), |namespace| Api::namespaced(client.clone(), namespace))
+impl Watched {
+    fn new(client: &Client, namespace: Option<&str>) -> Self {
+        let api: Api<Guarded> = match namespace {
+            Some(namespace) => Api::namespaced(client.clone(), namespace),
+            None => Api::all(client.clone()),
+        };
+        let (caches, triggers) = watches::start(client, namespace);
+        let controller = Controller::new(api, watcher::Config::default())
+            .with_config(kube::runtime::controller::Config::default().concurrency(CONCURRENCY))
+            .reconcile_on(triggers);
+        Self { clusters: controller.store(), controller, caches }
     }
-    let api: Api<Guarded> = match namespace {
-        Some(namespace) => Api::namespaced(client.clone(), namespace),
-        None => Api::all(client.clone()),
-    };
-    let children = || watcher::Config::default().labels(&format!("{APP_LABEL}={APP}"));
-    let controller = Controller::new(api, watcher::Config::default())
-        .with_config(kube::runtime::controller::Config::default().concurrency(CONCURRENCY))
-        .owns(of::<StatefulSet>(client, namespace), children())
-        .owns(of::<Service>(client, namespace), children())
-        .owns(of::<ConfigMap>(client, namespace), children())
-        .owns(of::<Secret>(client, namespace), children())
-        .owns(of::<PodDisruptionBudget>(client, namespace), children())
-        .watches(of::<Pod>(client, namespace), children(), cluster_of_pod);
-    let store = controller.store();
-    (controller, store)
-}
-
-/// Pods are controlled by their StatefulSet: their label names the cluster.
-fn cluster_of_pod(pod: Pod) -> Option<ObjectRef<Guarded>> {
-    let name = pod.labels().get(INSTANCE_LABEL)?.clone();
-    Some(ObjectRef::new(&name).within(&pod.namespace()?))
 }
 
 /// Runs until the process is asked to end.
-pub async fn run(watched: Vec<Watched>, context: Arc<Context>) {
-    let (controllers, stores): (Vec<_>, Vec<_>) = watched.into_iter().unzip();
-    let results = controllers.into_iter().map(|controller| {
-        controller.shutdown_on_signal().run(reconcile, retry, Arc::clone(&context)).for_each(|_| {
-            context.forget_all_but(&stores);
+pub async fn run(client: &Client, watched: Vec<Watched>, metrics: &Arc<Metrics>, options: &Options) {
+    let results = watched.into_iter().map(|Watched { controller, clusters, caches }| {
+        let sources = Sources { client: client.clone(), nodes: NodeClient::default(), caches };
+        let context = Arc::new(Context::new(sources, Arc::clone(metrics), options));
+        controller.shutdown_on_signal().run(reconcile, retry, Arc::clone(&context)).for_each(move |_| {
+            context.forget_all_but(&clusters);
             std::future::ready(())
         })
     });
@@ -207,7 +185,7 @@ async fn reconcile(guarded: Arc<Guarded>, context: Arc<Context>) -> Result<Actio
     result.map(Action::requeue)
 }
 
-async fn five_verbs(cluster: &KvCluster, context: &Context) -> Result<Duration, Error> {
+pub(crate) async fn five_verbs(cluster: &KvCluster, context: &Context) -> Result<Duration, Error> {
     let (began, uid) = (Instant::now(), cluster.uid().unwrap_or_default());
     let remembered = context.remembered(&uid);
     let observed = observe(&context.sources, cluster).await?;
@@ -274,3 +252,6 @@ fn retry(guarded: Arc<Guarded>, error: &Error, context: Arc<Context>) -> Action 
     let factor = 1_u32 << failures.saturating_sub(1).min(8);
     Action::requeue(first.saturating_mul(factor).min(longest))
 }
+
+#[cfg(test)]
+mod tests;

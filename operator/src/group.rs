@@ -136,14 +136,17 @@ pub fn addressee(pod: &PodSeen) -> Option<Addressee> {
     })
 }
 
-/// The cluster that the status names, if anybody is in it; else the one that most nodes are in.
+/// The one that a recovery has made, then the one that the status names, if anybody is in it; else the one that
+/// most nodes are in.
 fn cluster_id(observed: &Observed) -> Option<ClusterId> {
     let mut counts: BTreeMap<&ClusterId, usize> = BTreeMap::new();
     for id in observed.pods.values().filter_map(|pod| pod.status()?.replica.cluster_id.as_ref()) {
         *counts.entry(id).or_default() += 1;
     }
     let known = observed.status.cluster_id.as_deref();
-    let most = counts.iter().max_by_key(|(id, count)| (known == Some(id.as_str()), **count));
+    let recovered = observed.recovered_as.as_ref();
+    let rank = |id: &ClusterId, count| (recovered == Some(id), known == Some(id.as_str()), count);
+    let most = counts.iter().max_by_key(|(id, count)| rank(id, **count));
     most.map(|(id, _)| (*id).clone())
 }
 

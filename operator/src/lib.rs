@@ -4,7 +4,7 @@
 //! The life of a reconcile, in reading order:
 //!
 //! 1. [`controller`] is woken by a watch or a timer, and runs the five verbs.
-//! 2. [`observe`] reads children, pods and each node's status into an [`observed::Observed`].
+//! 2. [`observe`] reads, from the caches of `watches`, children, pods and each node's status into an [`observed::Observed`].
 //! 3. [`validate`] makes the spec a `Desired`, or says what is wrong with it.
 //! 4. [`plan`], a pure function of the two, says what is to be written and which one directive is due;
 //!    [`resources`] builds the children, [`group`] reads the nodes' answers.
@@ -17,6 +17,8 @@ pub mod controller;
 pub mod crd;
 pub mod error;
 mod events;
+#[cfg(test)]
+mod fake;
 pub mod group;
 pub mod lease;
 pub mod metrics;
@@ -30,3 +32,4 @@ pub mod resources;
 pub mod server;
 mod units;
 pub mod validate;
+mod watches;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
 use kube::Client;
-use kv_operator::controller::{self, Clusters, Context, Options};
+use kv_operator::controller::{self, Options};
 use kv_operator::lease::Turns;
 use kv_operator::metrics::Metrics;
 use kv_operator::plan::Defaults;
@@ -85,23 +85,22 @@ fn log() {
     }
 }
 
-/// The watches begin at once, so that an operator that takes over knows all; it acts as the holder of the Lease alone.
+/// Whoever waits for the Lease watches nothing else: it costs the API server next to nothing.
 async fn run(flags: RunFlags) -> anyhow::Result<()> {
     let RunFlags { watch_namespaces, node_image, node_image_pull_secrets, listen, lease_namespace, name } = flags;
     let client = Client::try_default().await?;
     let metrics = Arc::new(Metrics::default());
     let defaults = Defaults { image: node_image, pull_secrets: names(node_image_pull_secrets) };
     let options = Options { namespaces: names(watch_namespaces), defaults };
-    let watched = controller::controllers(&client, &options);
-    let clusters: Vec<Clusters> = watched.iter().map(|(_, clusters)| clusters.clone()).collect();
+    let watched = controller::watched(&client, &options);
+    let clusters = watched.iter().map(|watched| watched.clusters.clone()).collect();
     let mut turns = Turns::new(client.clone(), &lease_namespace, name);
     let work = async {
         turns.acquire().await;
         tracing::info!("this operator works from now on");
         metrics.hold_lease();
-        let context = Arc::new(Context::new(client, Arc::clone(&metrics), &options).await);
         tokio::select! {
-            () = controller::run(watched, context) => Ok(()),
+            () = controller::run(&client, watched, &metrics, &options) => Ok(()),
             () = turns.hold() => Err(anyhow::anyhow!("the Lease was lost")),
         }
     };

@@ -54,6 +54,10 @@ impl Identity {
         format!("{VOLUME}-{}", self.pod(ordinal))
     }
 
+    pub(crate) fn claim_ordinal(&self, claim: &str) -> Option<u32> {
+        self.ordinal(claim.strip_prefix(VOLUME)?.strip_prefix('-')?)
+    }
+
     pub(crate) fn nodes_service(&self) -> String {
         format!("{}-nodes", self.name)
     }

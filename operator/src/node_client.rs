@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use kv_core::contract::SettingsChange;
-use kv_core::entry::EntryId;
+use kv_core::entry::{EntryId, Epoch};
 use kv_core::group::{ClusterId, MemberId, MemberInfo, Settings};
 use kv_core::status::{CompactionSchedule, Failover, NodeStatus};
 use serde::Serialize;
@@ -67,6 +67,14 @@ struct BootstrapBody<'a> {
     settings: Settings,
 }
 
+#[derive(Serialize)]
+struct RecoverBody<'a> {
+    #[serde(flatten)]
+    target: Target<'a>,
+    accept_data_loss_at_epoch: Epoch,
+    new_cluster_id: &'a ClusterId,
+}
+
 /// Of `POST /settings`; what is absent stays as it is.
 #[derive(Debug, Default, PartialEq, Serialize)]
 struct TuneBody {
@@ -98,8 +106,13 @@ impl Nodes<'_> {
     pub async fn status(&self, pod: &str, url: &str) -> Result<NodeStatus, NodeError> {
         let request = self.client.get(format!("{url}/status")).timeout(STATUS_MAX);
         let body = answer(pod, request).await?;
-        serde_json::from_slice(&body)
-            .map_err(|error| NodeError::Garbage { pod: pod.to_owned(), why: error.to_string() })
+        let garbage = |why: String| NodeError::Garbage { pod: pod.to_owned(), why };
+        let status: NodeStatus = serde_json::from_slice(&body).map_err(|error| garbage(error.to_string()))?;
+        // An address is given to another pod as soon as it is free.
+        match status.replica.name.as_str() == pod {
+            true => Ok(status),
+            false => Err(garbage(format!("it calls itself {}", status.replica.name))),
+        }
     }
 
     pub async fn bootstrap(&self, node: &Founder, founding: &Assignment, settings: Settings) -> Result<(), NodeError> {
@@ -130,6 +143,11 @@ impl Nodes<'_> {
     pub async fn change_settings(&self, leader: &Addressee, settings: &SettingsChange) -> Result<(), NodeError> {
         let body = SettingsBody { target: target(leader), settings };
         self.post(&leader.pod, &leader.url, "/cluster/settings", &body).await
+    }
+
+    pub async fn recover(&self, node: &Addressee, epoch: Epoch, new_cluster_id: &ClusterId) -> Result<(), NodeError> {
+        let body = RecoverBody { target: target(node), accept_data_loss_at_epoch: epoch, new_cluster_id };
+        self.post(&node.pod, &node.url, "/cluster/recover", &body).await
     }
 
     /// Only what is to change.

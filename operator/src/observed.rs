@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::ByteString;
+use kv_core::group::ClusterId;
 use kv_core::status::{NodeStatus, Role};
 use serde_json::Value;
 
@@ -26,6 +27,8 @@ pub struct Observed {
     pub pods: BTreeMap<u32, PodSeen>,
     /// By ordinal.
     pub claims: BTreeMap<u32, ClaimSeen>,
+    /// What the cluster is called after the recovery that the spec asks for.
+    pub recovered_as: Option<ClusterId>,
     /// Whether the PodMonitor kind is installed.
     pub pod_monitors: bool,
 }
@@ -53,6 +56,8 @@ pub struct PodSeen {
     /// Of the settings that it was started with.
     pub spec_hash: Option<String>,
     pub role_label: Option<String>,
+    /// Our labels that are missing or were edited, as they should be.
+    pub relabel: BTreeMap<String, String>,
     /// Why it does not run: unschedulable, its image cannot be pulled, it crashes.
     pub trouble: Option<String>,
     pub answer: Answer,
@@ -73,6 +78,8 @@ pub struct ClaimSeen {
     pub requested: u64,
     /// Bytes that it has; None: not bound yet.
     pub capacity: Option<u64>,
+    /// Our labels that are missing or were edited, as they should be.
+    pub relabel: BTreeMap<String, String>,
 }
 
 /// What was seen of the StatefulSet.

@@ -5,9 +5,11 @@
 //! The order is that of danger: found the group, then its members, then who leads, then restarts.
 
 mod bootstrap;
+mod labels;
 mod leadership;
 mod live;
 mod membership;
+mod recovery;
 mod rollout;
 #[cfg(test)]
 pub(crate) mod scene;
@@ -17,6 +19,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use kv_core::contract::SettingsChange;
+use kv_core::entry::Epoch;
 use kv_core::group::{ClusterId, MemberId, MemberInfo, Settings};
 
 use crate::crd::{PodRole, Reason};
@@ -28,6 +31,7 @@ use crate::validate::Desired;
 
 pub use leadership::Memory;
 pub use live::NodeTuning;
+pub(crate) use recovery::recovered_as;
 
 /// How soon to look again while something is under way.
 const SOON: Duration = Duration::from_secs(1);
@@ -65,8 +69,8 @@ pub struct Plan {
     pub grow: Vec<Growth>,
     /// The StatefulSet is to be deleted without its pods, since its claim template cannot be changed.
     pub replace_set: bool,
-    /// Pods whose role label is wrong.
-    pub labels: Vec<RoleLabel>,
+    /// Pods and claims whose labels are wrong, in the order in which they are written.
+    pub labels: Vec<Relabel>,
     /// Who founds the group; written to the status before anybody is told.
     pub assignment: Option<Assignment>,
     /// Nodes that run with other settings than the spec's, as far as they can be changed at once.
@@ -94,10 +98,17 @@ pub struct Growth {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RoleLabel {
-    pub pod: String,
+pub struct Relabel {
+    pub what: Labelled,
+    pub name: String,
     /// None: the label goes.
-    pub role: Option<PodRole>,
+    pub labels: BTreeMap<String, Option<String>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Labelled {
+    Pod,
+    Claim,
 }
 
 /// The body that founds a group.
@@ -149,6 +160,12 @@ pub enum Directive {
         leader: Addressee,
         change: SettingsChange,
     },
+    /// A survivor goes on alone, as another cluster.
+    Recover {
+        node: Addressee,
+        epoch: Epoch,
+        new_cluster_id: ClusterId,
+    },
     /// Through the eviction API.
     Restart {
         pod: String,
@@ -195,9 +212,10 @@ pub fn plan(desired: &Desired, observed: &Observed, memory: &Memory, draw: &Draw
         return plan;
     }
     if let Some(blocked) = ownership(observed) {
-        plan.progress = Some(blocked);
-        return plan;
+        return Plan { labels: Vec::new(), progress: Some(blocked), next: SOON, ..plan };
     }
+    plan.labels.extend(labels::edited(observed));
+    plan.memory.note_wish(desired.leader, observed);
     let volumes = volumes::plan(desired, observed);
     let choices = choices(desired, observed, group.as_ref(), draw, image, volumes.claim_size);
     compare(desired, observed, &choices, &mut plan);
@@ -214,7 +232,9 @@ pub fn plan(desired: &Desired, observed: &Observed, memory: &Memory, draw: &Draw
             govern(desired, observed, group, &spec_hash, draw, &mut plan)
         }
     };
-    plan.directive = step.directive;
+    // A pod that goes while there is no set does not come back.
+    let has_set = observed.set().is_some() && !plan.replace_set;
+    plan.directive = step.directive.filter(|directive| has_set || !matches!(directive, Directive::Restart { .. }));
     plan.progress = step.progress.or(volumes.progress);
     plan.next = if plan.is_at_rest() { AT_REST } else { SOON };
     plan
@@ -223,13 +243,14 @@ pub fn plan(desired: &Desired, observed: &Observed, memory: &Memory, draw: &Draw
 /// What may always be done, whatever the spec says: the role labels.
 pub fn look(identity: &Identity, observed: &Observed) -> Plan {
     let group = Group::seen(identity, observed);
-    Plan { labels: labels(observed, group.as_ref()), next: AT_REST, ..Plan::default() }
+    Plan { labels: labels::roles(observed, group.as_ref()), next: AT_REST, ..Plan::default() }
 }
 
 impl Plan {
     /// Nothing to write, nothing under way.
     fn is_at_rest(&self) -> bool {
         self.ensure.is_empty()
+            && self.labels.is_empty()
             && self.grow.is_empty()
             && !self.replace_set
             && self.assignment.is_none()
@@ -254,6 +275,11 @@ fn govern(
         return finish;
     }
     let roll = rollout::outdated(observed, spec_hash);
+    let recovery = || recovery::plan(desired, observed, group);
+    if let Some(step) = group.leader.is_none().then(recovery).flatten() {
+        plan.leadership = step.progress.clone();
+        return step;
+    }
     let led = leadership::plan(desired, observed, group, &mut plan.memory, &roll, draw.now_ms);
     plan.leadership = led.without_leader;
     if group.leader.is_none() || led.step.directive.is_some() {
@@ -335,28 +361,6 @@ fn updated(desired: &Desired, observed: &Observed, image: &str) -> u32 {
     let hash = spec_hash(desired, image);
     let updated = observed.pods.values().filter(|pod| pod.spec_hash.as_ref() == Some(&hash)).count();
     u32::try_from(updated).expect("a handful")
-}
-
-/// Labels follow what nodes say; a pod that does not answer keeps its own, unless another leads.
-fn labels(observed: &Observed, group: Option<&Group<'_>>) -> Vec<RoleLabel> {
-    let leader = group.and_then(|group| group.leader).map(|leader| leader.ordinal);
-    let roles: BTreeMap<u32, Option<PodRole>> = observed
-        .pods
-        .iter()
-        .filter_map(|(ordinal, pod)| {
-            let role = match pod.status() {
-                Some(status) => role(group, status.replica.member_id, leader == Some(*ordinal)),
-                None if leader.is_some() && pod.role_label.as_deref() == Some(PodRole::Leader.as_str()) => None,
-                None => return None,
-            };
-            Some((*ordinal, role))
-        })
-        .collect();
-    let wrong = roles.into_iter().filter(|(ordinal, role)| {
-        let pod = &observed.pods[ordinal];
-        !pod.terminating && pod.role_label.as_deref() != role.map(PodRole::as_str)
-    });
-    wrong.map(|(ordinal, role)| RoleLabel { pod: observed.pods[&ordinal].name.clone(), role }).collect()
 }
 
 pub(crate) fn role(group: Option<&Group<'_>>, member: MemberId, leads: bool) -> Option<PodRole> {

@@ -48,7 +48,7 @@ pub fn status(
         followers: members.iter().filter(follows).map(|member| member.name.clone()).collect(),
         leader,
         leader_since,
-        epoch: epoch.max(old.epoch),
+        epoch: epoch.or(old.epoch),
         image: Some(applied.image.clone()).filter(|image| !image.is_empty()).or(old.image),
         replicas: count(observed.pods.len()),
         ready_replicas: count(observed.pods.values().filter(|pod| pod.ready).count()),

@@ -14,7 +14,7 @@ use crate::units;
 /// Part of a volume that nodes may fill: the rest is for compaction, which copies what it keeps, and for deletes.
 const STORAGE_LIMIT_PERCENT: u64 = 80;
 /// Most nodes of a cluster; the schema says the same.
-const REPLICAS_MAX: i32 = 7;
+pub(crate) const REPLICAS_MAX: u32 = 7;
 
 /// A spec that makes sense, with its values read.
 #[derive(Debug, Clone, PartialEq)]
@@ -60,7 +60,8 @@ pub fn validate(cluster: &KvCluster) -> Result<Desired, Vec<Problem>> {
         problems.push(problem);
         None
     });
-    if !(1..=REPLICAS_MAX).contains(&spec.replicas) {
+    let replicas = u32::try_from(spec.replicas).unwrap_or_default();
+    if !(1..=REPLICAS_MAX).contains(&replicas) {
         problems.push(bad(format!("spec.replicas is {}: it must be 1 to {REPLICAS_MAX}", spec.replicas)));
     }
     let mut read = Reader(&mut problems);
@@ -90,7 +91,6 @@ pub fn validate(cluster: &KvCluster) -> Result<Desired, Vec<Problem>> {
     if !problems.is_empty() {
         return Err(problems);
     }
-    let replicas = u32::try_from(spec.replicas).expect("checked above");
     Ok(Desired { identity, spec: spec.clone(), replicas, leader, live, settings, segment_bytes, storage_bytes })
 }
 

@@ -230,12 +230,13 @@ async fn the_last_survivor_is_recovered_by_hand() {
     assert_eq!(wrong.status, 409, "{wrong}");
     wait_until("recovery is accepted", 20, || async {
         let epoch = survivor.status().await["epoch"].clone();
-        survivor.direct("/cluster/recover", json!({"accept_data_loss_at_epoch": epoch})).await.status == 200
+        let body = json!({"accept_data_loss_at_epoch": epoch, "new_cluster_id": "after-the-fire"});
+        survivor.direct("/cluster/recover", body).await.status == 200
     })
     .await;
     wait_until("it takes writes alone", 20, || async { survivor.put("b", "1").await.status == 200 }).await;
     survivor.get("/key/a").await.ok();
-    assert_ne!(survivor.status().await["cluster_id"], status["cluster_id"]);
+    assert_eq!(survivor.status().await["cluster_id"], "after-the-fire");
     cluster.nodes[0].spawn_again();
     wait_until("the old member is up", 20, || async { cluster.nodes[0].try_status().await.is_some() }).await;
     cluster.nodes[2].put("c", "1").await.ok();

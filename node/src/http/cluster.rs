@@ -76,7 +76,11 @@ directive!(LeadCall {});
 directive!(AddMemberCall { name: NodeName, member_id: MemberId, peer_url: String, role: JoinRole });
 directive!(RemoveMemberCall {});
 directive!(ChangeSettingsCall { settings: SettingsChange });
-directive!(RecoverCall { accept_data_loss_at_epoch: Epoch });
+directive!(RecoverCall {
+    accept_data_loss_at_epoch: Epoch,
+    /// Made up when absent; whoever names one can tell afterwards whether it was this call that recovered the node.
+    new_cluster_id: Option<ClusterId>,
+});
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -211,12 +215,12 @@ pub(crate) async fn recover(State(app): State<App>, request: Request<Body>) -> R
     let call = Call::receive(&app, request).await?;
     let body: RecoverCall = call.parse()?;
     let target = body.ids().target(Omission::Never, call.access)?;
-    let accept_data_loss_at_epoch = body.accept_data_loss_at_epoch;
-    let new_cluster_id = new_cluster_id()?;
+    let RecoverCall { accept_data_loss_at_epoch, new_cluster_id, .. } = body;
+    let new_cluster_id = new_cluster_id.map_or_else(drawn_cluster_id, Ok)?;
     call.here(&app, contract::Request::Recover { target, accept_data_loss_at_epoch, new_cluster_id }).await
 }
 
-fn new_cluster_id() -> Result<ClusterId, Failure> {
+fn drawn_cluster_id() -> Result<ClusterId, Failure> {
     let mut random = [0; CLUSTER_ID_BYTES];
     getrandom::fill(&mut random).map_err(|_| Failure::internal("The system gave no random bytes"))?;
     let text = format!("{:016x}", u64::from_be_bytes(random));

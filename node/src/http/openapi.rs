@@ -272,6 +272,8 @@ described! {
         target_member_id: String,
         if_config_id: u64,
         accept_data_loss_at_epoch: u64,
+        /// Made up when absent.
+        new_cluster_id: Option<String>,
     }
     TuneDocument {
         /// Seconds, fractions allowed.

@@ -135,7 +135,7 @@ words!(
         AllVotersReachable, MembersMissing, NoVoterCanBeLost,
         // Progressing
         Rolling, Scaling, Replacing, Growing, ScaleDownUnsafe, RolloutStuck, WaitingForSwitchover, WaitingForOldChildren,
-        Founding, SwitchingOver, Retrying, Stable,
+        Founding, Recovering, SwitchingOver, Retrying, Stable,
         // Degraded
         MemberLagging, CorruptionFound, VolumeUnavailable, DiskNearlyFull, AllMembersFine,
         // Paused

@@ -49,7 +49,6 @@ pub(super) fn plan(
     roll: &Outdated,
     now_ms: u64,
 ) -> Led {
-    memory.note_wish(desired.leader, observed);
     let mut led = match group.leader {
         Some(leader) => {
             memory.asked = 0;
@@ -70,7 +69,7 @@ pub(super) fn plan(
 
 impl Memory {
     /// A first look is no change, unless the group has never been led: then the wish is the first assignment.
-    fn note_wish(&mut self, wish: Option<u32>, observed: &Observed) {
+    pub(super) fn note_wish(&mut self, wish: Option<u32>, observed: &Observed) {
         let changed = match self.wish {
             Some(known) => known != wish,
             None => {

@@ -71,10 +71,26 @@ pub(super) fn awaited(desired: &Desired, observed: &Observed, group: &Group<'_>)
     let silent = |ordinal: &u32| observed.pods.get(ordinal).is_none_or(|pod| pod.status().is_none());
     let awaited: Vec<String> =
         (0..desired.replicas).filter(|o| !votes(o) && silent(o)).map(|o| desired.identity.pod(o)).collect();
+    if let Some((pod, claim)) = outsider(desired, observed, group) {
+        let message = format!(
+            "{pod} holds the volume of another cluster; to let it join as an empty member: \
+             kubectl delete pvc {claim} --wait=false; kubectl delete pod {pod}"
+        );
+        return Step::waits(Reason::Replacing, message);
+    }
     if awaited.is_empty() {
         return Step::default();
     }
     Step::waits(Reason::Scaling, format!("waiting for {} to answer", awaited.join(", ")))
+}
+
+/// A pod that should be a member, and its claim: its volume was filled by another group.
+fn outsider(desired: &Desired, observed: &Observed, group: &Group<'_>) -> Option<(String, String)> {
+    let is_foreign = |pod: &PodSeen| {
+        pod.status().and_then(|status| status.replica.cluster_id.as_ref()).is_some_and(|id| *id != group.cluster_id)
+    };
+    let (ordinal, pod) = observed.pods.range(..desired.replicas).find(|(_, pod)| is_foreign(pod))?;
+    Some((pod.name.clone(), desired.identity.claim(*ordinal)))
 }
 
 fn remove(desired: &Desired, group: &Group<'_>, leader: Addressee, voter: &Voter<'_>) -> Step {

@@ -1,5 +1,7 @@
 //! Clusters for the tables of tests: begins with one at rest, and lets a test break it.
 
+use std::collections::BTreeMap;
+
 use kv_core::entry::{EntryId, Epoch};
 use kv_core::group::{ClusterId, FEATURE_LEVEL, MemberId, NodeName, Settings};
 use kv_core::status::{
@@ -101,6 +103,7 @@ impl Scene {
             terminating: false,
             spec_hash: Some(spec_hash(&self.desired, &image)),
             role_label: None,
+            relabel: BTreeMap::new(),
             trouble: None,
             answer: Answer::Status(Box::new(status)),
         };
@@ -110,7 +113,9 @@ impl Scene {
     pub(crate) fn add_claim(&mut self, ordinal: u32) {
         let bytes = self.desired.storage_bytes;
         let name = self.desired.identity.claim(ordinal);
-        self.observed.claims.insert(ordinal, ClaimSeen { name, requested: bytes, capacity: Some(bytes) });
+        self.observed
+            .claims
+            .insert(ordinal, ClaimSeen { name, requested: bytes, capacity: Some(bytes), relabel: BTreeMap::new() });
     }
 
     pub(crate) fn pod(&mut self, ordinal: u32) -> &mut PodSeen {

@@ -4,16 +4,23 @@ mod founding;
 mod leading;
 mod live;
 mod members;
+mod recovering;
 mod rolling;
 
 use super::scene::Scene;
 use super::*;
+use crate::names::ROLE_LABEL;
 use crate::observed::Foreign;
 
 const SPEC: &str = "{storage: {size: 1Gi}}";
 
 fn reason(plan: &Plan) -> Option<Reason> {
     plan.progress.as_ref().map(|progress| progress.reason)
+}
+
+/// The role labels that are to be written.
+fn roles(plan: &Plan) -> Vec<(&str, Option<&str>)> {
+    plan.labels.iter().map(|relabel| (relabel.name.as_str(), relabel.labels[ROLE_LABEL].as_deref())).collect()
 }
 
 #[test]
@@ -30,7 +37,7 @@ fn a_paused_cluster_is_labelled_and_otherwise_left_alone() {
     scene.observed.children.clear();
     scene.pod(1).role_label = None;
     let plan = scene.plan();
-    assert_eq!(plan.labels, [RoleLabel { pod: "demo-1".to_owned(), role: Some(PodRole::Leader) }]);
+    assert_eq!(roles(&plan), [("demo-1", Some("leader"))]);
     assert_eq!((plan.ensure, plan.directive), (vec![], None));
 }
 
@@ -79,7 +86,7 @@ fn nothing_is_written_while_a_name_is_taken() {
     let foreign = Foreign { kind: "StatefulSet", name: "demo".to_owned(), former: false };
     scene.observed.foreign = vec![foreign.clone()];
     let plan = scene.plan();
-    assert_eq!((reason(&plan), plan.ensure), (Some(Reason::NameTaken), vec![]));
+    assert_eq!((reason(&plan), plan.ensure, plan.labels), (Some(Reason::NameTaken), vec![], vec![]));
     scene.observed.foreign = vec![Foreign { former: true, ..foreign }];
     let plan = scene.plan();
     assert_eq!((reason(&plan), plan.ensure), (Some(Reason::WaitingForOldChildren), vec![]));
@@ -127,5 +134,28 @@ fn a_deposed_leader_that_went_silent_loses_the_label() {
     let mut scene = Scene::led(SPEC, 3, 1);
     scene.pod(0).role_label = Some("leader".to_owned());
     scene.silence(0);
-    assert_eq!(scene.plan().labels, [RoleLabel { pod: "demo-0".to_owned(), role: None }]);
+    assert_eq!(roles(&scene.plan()), [("demo-0", None)]);
+}
+
+#[test]
+fn a_deposed_leader_loses_the_label_before_another_gets_it() {
+    let mut scene = Scene::led(SPEC, 3, 0);
+    scene.pod(0).role_label = None;
+    scene.pod(2).role_label = Some("leader".to_owned());
+    scene.pod(2).terminating = true;
+    assert_eq!(roles(&scene.plan()), [("demo-2", Some("follower")), ("demo-0", Some("leader"))]);
+}
+
+#[test]
+fn labels_that_were_edited_are_put_back_on_pods_and_claims() {
+    let mut scene = Scene::led(SPEC, 3, 0);
+    let lost: BTreeMap<String, String> = [("app.kubernetes.io/instance".to_owned(), "demo".to_owned())].into();
+    scene.pod(1).relabel = lost.clone();
+    scene.observed.claims.get_mut(&2).unwrap().relabel = lost;
+    let plan = scene.plan();
+    let names: Vec<(Labelled, &str)> =
+        plan.labels.iter().map(|relabel| (relabel.what, relabel.name.as_str())).collect();
+    assert_eq!(names, [(Labelled::Pod, "demo-1"), (Labelled::Claim, "data-demo-2")]);
+    assert_eq!(plan.labels[0].labels["app.kubernetes.io/instance"].as_deref(), Some("demo"));
+    assert_eq!(plan.next, SOON);
 }

@@ -90,6 +90,20 @@ fn a_group_of_one_is_restarted_as_it_is() {
 }
 
 #[test]
+fn nobody_is_restarted_while_the_set_is_being_replaced() {
+    let mut scene = outdated(NEW_IMAGE, 3, 1);
+    scene.desired.spec.storage.size.0 = "2Gi".to_owned();
+    scene.desired.storage_bytes = 2 << 30;
+    scene.observed.claims.values_mut().for_each(|claim| (claim.requested, claim.capacity) = (2 << 30, Some(2 << 30)));
+    let plan = scene.plan();
+    assert_eq!((plan.replace_set, restarted(&plan)), (true, None));
+    scene.observed.children.retain(|child| child.kind != Kind::StatefulSet);
+    assert_eq!(restarted(&scene.plan()), None, "a pod would not come back");
+    scene.settle_children(3);
+    assert_eq!(restarted(&scene.plan()), Some("demo-2"));
+}
+
+#[test]
 fn nobody_is_restarted_without_a_leader() {
     let mut scene = Scene::leaderless(NEW_IMAGE, 3);
     (0..3).for_each(|ordinal| scene.pod(ordinal).spec_hash = Some("old".to_owned()));

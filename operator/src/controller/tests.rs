@@ -1,0 +1,244 @@
+//! Whole reconciles against an API server and nodes in this process: whatever write fails, is answered late or
+//! is the last one of an operator, the next reconciles come to the same end.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::fake::nodes::serve;
+use crate::fake::{Fault, State, World};
+use crate::watches::Caches;
+
+/// More than any change needs.
+const RECONCILES_MAX: usize = 120;
+/// Between two reconciles, so that nothing is held back because it was just asked for.
+const APART: Duration = Duration::from_secs(3);
+
+struct Operator {
+    world: World,
+    context: Context,
+}
+
+impl Operator {
+    fn new(world: &World) -> Self {
+        let defaults = Defaults { image: "kvcluster/kv-node:1".to_owned(), pull_secrets: Vec::new() };
+        let options = Options { namespaces: Vec::new(), defaults };
+        let sources = Sources { client: world.client(), nodes: NodeClient::default(), caches: world.state().caches() };
+        Self { world: world.clone(), context: Context::new(sources, Arc::default(), &options) }
+    }
+
+    async fn reconcile(&mut self) -> Result<Duration, Error> {
+        let caches = self.world.state().caches();
+        let cluster = stored(&self.world);
+        self.reconcile_as(cluster, caches).await
+    }
+
+    async fn reconcile_as(&mut self, cluster: KvCluster, caches: Caches) -> Result<Duration, Error> {
+        self.context.sources.caches = caches;
+        self.context.started = self.context.started.checked_sub(APART).unwrap();
+        five_verbs(&cluster, &self.context).await
+    }
+
+    /// Until a reconcile finds nothing to do. An operator that has ended begins anew.
+    async fn converge(&mut self) -> BTreeMap<String, Value> {
+        for _ in 0..RECONCILES_MAX {
+            self.world.state().run_controllers();
+            let writes = self.world.state().writes.len();
+            let result = self.reconcile().await;
+            if std::mem::take(&mut self.world.state().dead) {
+                *self = Self::new(&self.world);
+                continue;
+            }
+            let cluster = stored(&self.world);
+            let wished = cluster.spec.leader;
+            let led_as_wished = wished.is_none() || wished == cluster.status.and_then(|status| status.leader);
+            let at_rest = result.is_ok_and(|next| next == Duration::from_secs(5)) && led_as_wished;
+            if at_rest && self.world.state().writes.len() == writes {
+                return self.world.state().outcome();
+            }
+        }
+        panic!("it does not come to rest: {:#?}", self.world.state().writes);
+    }
+}
+
+/// Shows what differs and no more.
+#[track_caller]
+fn assert_same(outcome: &BTreeMap<String, Value>, expected: &BTreeMap<String, Value>, when: &str) {
+    let names: BTreeSet<&String> = outcome.keys().chain(expected.keys()).collect();
+    let differ = names.into_iter().filter(|name| outcome.get(*name) != expected.get(*name));
+    let shown: Vec<String> =
+        differ.map(|name| format!("{name}: {:#?} != {:#?}", outcome.get(name), expected.get(name))).collect();
+    assert!(shown.is_empty(), "{when}: {}", shown.join("\n"));
+}
+
+fn stored(world: &World) -> KvCluster {
+    serde_json::from_value(world.state().get("kvclusters", "demo").unwrap().clone()).unwrap()
+}
+
+fn set_spec(state: &mut State, spec: &str) {
+    let spec: Value = serde_yaml::from_str(spec).unwrap();
+    let mut cluster = state.get("kvclusters", "demo").cloned().unwrap_or_else(|| {
+        json!({ "apiVersion": "kvcluster.dev/v1alpha1", "kind": "KvCluster", "metadata": { "name": "demo", "generation": 0 } })
+    });
+    cluster["metadata"]["generation"] = json!(cluster["metadata"]["generation"].as_i64().unwrap() + 1);
+    cluster["spec"] = spec;
+    state.store(("kvclusters".to_owned(), "demo".to_owned()), cluster);
+}
+
+async fn world(network: &str, spec: &str) -> World {
+    let world = World::default();
+    serve(&world, network).await;
+    set_spec(&mut world.state(), spec);
+    world
+}
+
+/// Breaks each write of the way from `start` to the end in each way, one at a time.
+async fn breaks_nothing(world: &World, start: State) {
+    let begin = |fault| {
+        let mut state = start.clone();
+        (state.fault, state.writes) = (fault, Vec::new());
+        *world.state() = state;
+    };
+    begin(None);
+    let expected = Operator::new(world).converge().await;
+    let writes = world.state().writes.clone();
+    assert!(writes.len() > 5, "{writes:#?}");
+    for (at, write) in writes.iter().enumerate() {
+        for fault in Fault::ALL {
+            begin(Some((at, fault)));
+            let outcome = Operator::new(world).converge().await;
+            assert_same(&outcome, &expected, &format!("{fault:?} at write {at}, {write}"));
+            assert_eq!(world.state().nodes.refused, [""; 0], "{fault:?} at write {at}, {write}");
+            let founded = world.state().nodes.cluster_id.clone();
+            let reported = stored(world).status.unwrap().cluster_id;
+            assert_eq!(founded, reported, "{fault:?} at write {at}, {write}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn whatever_write_fails_a_new_cluster_ends_the_same() {
+    let world = world("127.31.1", "{leader: demo-1, storage: {size: 1Gi}}").await;
+    let start = world.state().clone();
+    breaks_nothing(&world, start).await;
+}
+
+#[tokio::test]
+async fn whatever_write_fails_a_roll_with_growth_and_new_settings_ends_the_same() {
+    let world = world("127.31.2", "{storage: {size: 1Gi}}").await;
+    Operator::new(&world).converge().await;
+    set_spec(&mut world.state(), "{image: 'kvcluster/kv-node:2', historyLimit: 7, storage: {size: 2Gi}}");
+    let start = world.state().clone();
+    breaks_nothing(&world, start).await;
+}
+
+#[tokio::test]
+async fn whatever_write_fails_more_and_fewer_replicas_end_the_same() {
+    let world = world("127.31.3", "{storage: {size: 1Gi}}").await;
+    Operator::new(&world).converge().await;
+    set_spec(&mut world.state(), "{replicas: 5, storage: {size: 1Gi}}");
+    let start = world.state().clone();
+    breaks_nothing(&world, start).await;
+    set_spec(&mut world.state(), "{replicas: 1, storage: {size: 1Gi}}");
+    let start = world.state().clone();
+    breaks_nothing(&world, start).await;
+    assert_eq!(world.state().of_kind("persistentvolumeclaims").len(), 5, "no claim is deleted");
+}
+
+#[tokio::test]
+async fn caches_that_are_late_cost_time_and_nothing_else() {
+    let world = world("127.31.4", "{leader: demo-1, storage: {size: 1Gi}}").await;
+    let start = world.state().clone();
+    let expected = Operator::new(&world).converge().await;
+    *world.state() = start;
+    let mut operator = Operator::new(&world);
+    let mut late = (stored(&world), world.state().caches());
+    for _ in 0..30 {
+        world.state().run_controllers();
+        let now = (stored(&world), world.state().caches());
+        let (cluster, caches) = std::mem::replace(&mut late, now);
+        let conflict = operator.reconcile_as(cluster, caches).await.err();
+        assert!(conflict.is_none_or(|error| matches!(error, Error::Conflict { .. } | Error::Node(_))));
+    }
+    assert_same(&operator.converge().await, &expected, "late caches");
+    assert_eq!(world.state().nodes.refused, [""; 0]);
+}
+
+#[tokio::test]
+async fn two_operators_at_once_do_no_harm() {
+    let world = world("127.31.5", "{leader: demo-1, storage: {size: 1Gi}}").await;
+    let start = world.state().clone();
+    let expected = Operator::new(&world).converge().await;
+    *world.state() = start;
+    let (mut one, mut other) = (Operator::new(&world), Operator::new(&world));
+    for _ in 0..15 {
+        world.state().run_controllers();
+        let seen = (stored(&world), world.state().caches());
+        let results =
+            [one.reconcile_as(seen.0.clone(), seen.1.clone()).await, other.reconcile_as(seen.0, seen.1).await];
+        let harmless = |error: &Error| matches!(error, Error::Conflict { .. } | Error::Node(_));
+        assert!(results.iter().all(|result| result.as_ref().err().is_none_or(harmless)), "{results:?}");
+    }
+    assert_same(&one.converge().await, &expected, "two operators");
+    assert_eq!(world.state().nodes.refused, [""; 0]);
+    let reported = stored(&world).status.unwrap().cluster_id;
+    assert_eq!(world.state().nodes.cluster_id, reported);
+}
+
+#[tokio::test]
+async fn what_was_edited_or_deleted_by_hand_comes_back() {
+    let world = world("127.31.6", "{storage: {size: 1Gi}}").await;
+    let mut operator = Operator::new(&world);
+    let expected = operator.converge().await;
+    for kind in ["services", "configmaps", "secrets", "poddisruptionbudgets", "networkpolicies", "statefulsets"] {
+        world.state().objects.retain(|(plural, _), _| plural != kind);
+        assert_same(&operator.converge().await, &expected, kind);
+    }
+    let mut cluster = world.state().get("kvclusters", "demo").cloned().unwrap();
+    for (member, value) in [("epoch", json!(999)), ("leader", json!("demo-9")), ("clusterId", json!("forged"))] {
+        cluster["status"][member] = value;
+    }
+    world.state().store(("kvclusters".to_owned(), "demo".to_owned()), cluster);
+    assert_same(&operator.converge().await, &expected, "an edited status");
+    assert_eq!(stored(&world).status.unwrap().epoch, Some(1));
+    for (plural, name) in [("pods", "demo-1"), ("persistentvolumeclaims", "data-demo-2"), ("services", "demo")] {
+        let key = (plural.to_owned(), name.to_owned());
+        let mut object = world.state().objects[&key].clone();
+        object["metadata"]["labels"] = json!({ "app.kubernetes.io/instance": "forged" });
+        world.state().objects.insert(key, object);
+    }
+    let mut repaired = operator.converge().await;
+    // Labels that are not the operator's own come back with the pod.
+    repaired.insert("pods/demo-1".to_owned(), expected["pods/demo-1"].clone());
+    assert_same(&repaired, &expected, "edited labels");
+}
+
+#[tokio::test]
+async fn nothing_is_written_over_what_is_somebody_elses() {
+    for (plural, kind, name) in [
+        ("services", "Service", "demo"),
+        ("pods", "Pod", "demo-1"),
+        ("persistentvolumeclaims", "PersistentVolumeClaim", "data-demo-2"),
+    ] {
+        let world = world_of_a_stranger(plural, kind, name);
+        let mut operator = Operator::new(&world);
+        operator.reconcile().await.unwrap();
+        operator.reconcile().await.unwrap();
+        let writes: Vec<String> = std::mem::take(&mut world.state().writes);
+        assert!(writes.iter().all(|write| write == "PUT kvclusters/demo"), "{writes:?}");
+        let conditions = stored(&world).status.unwrap().conditions;
+        let invalid = conditions.iter().find(|condition| condition.type_ == "SpecInvalid").unwrap();
+        assert_eq!((invalid.status.as_str(), invalid.reason.as_str()), ("True", "NameTaken"), "{name}");
+        assert!(invalid.message.contains(name), "{}", invalid.message);
+    }
+}
+
+fn world_of_a_stranger(plural: &str, kind: &str, name: &str) -> World {
+    let world = World::default();
+    set_spec(&mut world.state(), "{storage: {size: 1Gi}}");
+    let object = json!({ "apiVersion": "v1", "kind": kind, "metadata": { "name": name },
+        "spec": { "containers": [], "resources": { "requests": { "storage": "1Gi" } } } });
+    world.state().store((plural.to_owned(), name.to_owned()), object);
+    world
+}

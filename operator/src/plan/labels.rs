@@ -1,0 +1,50 @@
+//! Labels of pods and claims: the role of each pod, as the nodes say it, and those of ours that somebody
+//! edited. Roles drive the Service of the leader and are nobody's safety.
+
+use std::collections::BTreeMap;
+
+use super::{Labelled, Relabel, role};
+use crate::crd::PodRole;
+use crate::group::Group;
+use crate::names::ROLE_LABEL;
+use crate::observed::Observed;
+
+/// A pod that does not answer keeps its role, unless another leads. Whoever is deposed loses the label before
+/// another one gets it: two leaders at once would share the Service.
+pub(super) fn roles(observed: &Observed, group: Option<&Group<'_>>) -> Vec<Relabel> {
+    let leader = group.and_then(|group| group.leader).map(|leader| leader.ordinal);
+    let roles: BTreeMap<u32, Option<PodRole>> = observed
+        .pods
+        .iter()
+        .filter_map(|(ordinal, pod)| {
+            let role = match pod.status() {
+                Some(status) => role(group, status.replica.member_id, leader == Some(*ordinal)),
+                None if leader.is_some() && pod.role_label.as_deref() == Some(PodRole::Leader.as_str()) => None,
+                None => return None,
+            };
+            Some((*ordinal, role))
+        })
+        .collect();
+    let mut wrong: Vec<_> = roles
+        .into_iter()
+        .filter(|(ordinal, role)| observed.pods[ordinal].role_label.as_deref() != role.map(PodRole::as_str))
+        .collect();
+    wrong.sort_by_key(|(_, role)| *role == Some(PodRole::Leader));
+    let relabel = |(ordinal, role): (u32, Option<PodRole>)| Relabel {
+        what: Labelled::Pod,
+        name: observed.pods[&ordinal].name.clone(),
+        labels: [(ROLE_LABEL.to_owned(), role.map(|role| role.as_str().to_owned()))].into(),
+    };
+    wrong.into_iter().map(relabel).collect()
+}
+
+/// A pod without its labels is let go by its set, and taken back as soon as it has them again.
+pub(super) fn edited(observed: &Observed) -> impl Iterator<Item = Relabel> {
+    let pods = observed.pods.values().map(|pod| (Labelled::Pod, &pod.name, &pod.relabel));
+    let claims = observed.claims.values().map(|claim| (Labelled::Claim, &claim.name, &claim.relabel));
+    pods.chain(claims).filter(|(_, _, relabel)| !relabel.is_empty()).map(|(what, name, relabel)| Relabel {
+        what,
+        name: name.clone(),
+        labels: relabel.iter().map(|(key, value)| (key.clone(), Some(value.clone()))).collect(),
+    })
+}

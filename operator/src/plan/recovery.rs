@@ -1,0 +1,51 @@
+//! A majority of the volumes is lost for good, and a person has said so: the surviving pod goes on alone, as
+//! another cluster. Only when the epoch that the person accepted is the present one, and nobody leads; the
+//! node checks both again. The new cluster id follows from the old one and the order, so that an operator
+//! that ended in between knows what it has done: nothing is sent twice.
+
+use kv_core::group::ClusterId;
+use sha2::{Digest, Sha256};
+
+use super::{Directive, Step};
+use crate::crd::{KvClusterSpec, KvClusterStatus, Reason};
+use crate::group::{Group, addressee};
+use crate::observed::Observed;
+use crate::validate::Desired;
+
+/// Hexadecimal digits of a cluster id.
+const ID_DIGITS: usize = 32;
+
+/// What the cluster is called after the recovery that is asked for. None: none is.
+pub(crate) fn recovered_as(spec: &KvClusterSpec, status: &KvClusterStatus) -> Option<ClusterId> {
+    let recovery = spec.recovery.as_ref()?;
+    let old = status.cluster_id.as_deref()?;
+    let order = format!("{old}\n{}\n{}", recovery.force_leader, recovery.accept_data_loss_at_epoch);
+    let digits: String = Sha256::digest(order.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
+    ClusterId::new(&digits[..ID_DIGITS]).ok()
+}
+
+/// Nobody leads. None: no recovery is asked for.
+pub(super) fn plan(desired: &Desired, observed: &Observed, group: &Group<'_>) -> Option<Step> {
+    let recovery = desired.spec.recovery.as_ref()?;
+    let new_cluster_id = observed.recovered_as.clone()?;
+    if group.cluster_id == new_cluster_id {
+        return None;
+    }
+    let (accepted, pod) = (recovery.accept_data_loss_at_epoch, &recovery.force_leader);
+    let waits = |why: String| Some(Step::waits(Reason::Recovering, why));
+    if observed.status.epoch != Some(accepted) {
+        let present = observed.status.epoch.unwrap_or_default();
+        return waits(format!(
+            "spec.recovery accepts a loss at epoch {accepted}, and the epoch is {present}: nothing is done"
+        ));
+    }
+    let survivor = desired.identity.ordinal(pod).and_then(|ordinal| observed.pods.get(&ordinal));
+    let member = survivor
+        .filter(|pod| pod.status().is_some_and(|status| status.replica.cluster_id.as_ref() == Some(&group.cluster_id)));
+    let Some((node, status)) = member.and_then(|pod| Some((addressee(pod)?, pod.status()?))) else {
+        return waits(format!("spec.recovery waits for {pod}: it does not answer as a member of the group"));
+    };
+    let message = format!("{pod} goes on alone, as cluster {new_cluster_id}: what it does not hold is lost");
+    let directive = Directive::Recover { node, epoch: status.replica.epoch, new_cluster_id };
+    Some(Step::does(directive, Reason::Recovering, message))
+}
