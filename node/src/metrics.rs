@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use kv_core::sessions::SessionCounts;
-use kv_core::status::{Health, NodeStatus, Role};
+use kv_core::status::{Health, MemberStatus, NodeStatus, ReplicaStatus, Role};
 use prometheus::{
     Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder, core::Collector,
@@ -65,13 +65,19 @@ pub struct Metrics {
     positions: IntGaugeVec,
     lag: IntGauge,
     role: IntGaugeVec,
+    lease_held: IntGauge,
     epoch: IntGauge,
     ready: IntGauge,
+    quarantined: IntGauge,
     peers_down: IntGauge,
+    voters: IntGauge,
+    voters_fit: IntGauge,
+    member_lag: IntGaugeVec,
     keys: IntGauge,
     segments: IntGauge,
     disk_used_bytes: IntGauge,
     disk_available_bytes: IntGauge,
+    storage_limit_bytes: IntGauge,
     storage_full: IntGauge,
     corrupt_places: IntGauge,
     corrupt_files: IntGauge,
@@ -159,14 +165,28 @@ impl Metrics {
             positions: d.gauges("kv_position", "The last, durable, committed and applied id.", "position"),
             lag: d.gauge("kv_lag_entries", "Entries known to exist on the leader and not applied here."),
             role: d.gauges("kv_role", "1 for the role that the node has, 0 for the others.", "role"),
+            lease_held: d
+                .gauge("kv_lease_held", "1 while this node leads and a majority confirmed it within its lease."),
             epoch: d.gauge("kv_epoch", "The highest epoch seen."),
             ready: d.gauge("kv_ready", "What /readyz answers."),
+            quarantined: d
+                .gauge("kv_quarantined", "1 while this member counts in no quorum, until a leader has filled it."),
             peers_down: d.gauge("kv_peers_down", "Other members not heard for the heartbeat time-out."),
+            voters: d.gauge("kv_voters", "Members that vote, in the configuration that this node knows."),
+            voters_fit: d
+                .gauge("kv_voters_fit", "Voters that are healthy and count in quorums, as this node hears them."),
+            member_lag: d.gauges(
+                "kv_member_lag_entries",
+                "Entries of the leader that a member has not made durable; on the leader alone.",
+                "member",
+            ),
             keys: d.gauge("kv_keys", "Keys that exist."),
             segments: d.gauge("kv_segments", "Segment files of the log."),
             disk_used_bytes: d.gauge("kv_disk_used_bytes", "Bytes of the data directory's files."),
             disk_available_bytes: d
                 .gauge("kv_disk_available_bytes", "Bytes that the volume has left; -1: it could not be asked."),
+            storage_limit_bytes: d
+                .gauge("kv_storage_limit_bytes", "Bytes of files above which writes are refused; -1: no limit is set."),
             storage_full: d.gauge("kv_storage_full", "1 while writes are refused for want of space."),
             corrupt_places: d.gauge(
                 "kv_corrupt_places",
@@ -250,6 +270,7 @@ impl Metrics {
         self.ready.set(i64::from(status.ready));
         self.disk_used_bytes.set(signed(status.disk.used_bytes));
         self.disk_available_bytes.set(status.disk.available_bytes.map_or(-1, signed));
+        self.storage_limit_bytes.set(status.disk.limit_bytes.map_or(-1, signed));
         self.storage_full.set(i64::from(status.disk.full));
         self.corrupt_places.set(signed(status.corruption.damaged_places));
         self.corrupt_files.set(signed(status.corruption.unrepaired.len() as u64));
@@ -272,8 +293,23 @@ impl Metrics {
         }
         self.lag.set(signed(replica.lag));
         self.epoch.set(signed(replica.epoch.0));
-        let down = |m: &&kv_core::status::MemberStatus| m.health == Health::Down && m.member_id != replica.member_id;
-        self.peers_down.set(signed(replica.members.iter().filter(down).count() as u64));
+        self.lease_held.set(i64::from(replica.lease_held));
+        self.quarantined.set(i64::from(replica.quarantined.is_some()));
+        self.set_members(replica);
+    }
+
+    fn set_members(&self, replica: &ReplicaStatus) {
+        let members = &replica.members;
+        let is_down = |m: &MemberStatus| m.health == Health::Down && m.member_id != replica.member_id;
+        let count = |which: &dyn Fn(&MemberStatus) -> bool| signed(members.iter().filter(|m| which(m)).count() as u64);
+        self.peers_down.set(count(&is_down));
+        self.voters.set(count(&|m| m.voter));
+        self.voters_fit.set(count(&|m| m.voter && !m.unfit && !is_down(m)));
+        // Nobody else knows, and members come and go.
+        self.member_lag.reset();
+        if replica.role == Role::Leader {
+            members.iter().for_each(|m| self.member_lag.with_label_values(&[m.name.as_str()]).set(signed(m.lag)));
+        }
     }
 }
 
