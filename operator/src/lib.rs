@@ -12,6 +12,7 @@
 //! 6. [`report`] folds all of it into the status, and writes that only when it has changed.
 
 pub mod apply;
+pub mod check;
 pub mod controller;
 #[allow(unreachable_pub, reason = "the schema derive repeats the structs where nobody can reach them")]
 pub mod crd;
@@ -27,6 +28,7 @@ pub mod node_client;
 pub mod observe;
 pub mod observed;
 pub mod plan;
+pub mod reference;
 pub mod report;
 pub mod resources;
 pub mod server;

@@ -8,11 +8,12 @@ use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
 use kube::Client;
+use kv_operator::check::{self, Check};
 use kv_operator::controller::{self, Options};
 use kv_operator::lease::Turns;
 use kv_operator::metrics::Metrics;
 use kv_operator::plan::Defaults;
-use kv_operator::{crd, server};
+use kv_operator::{crd, reference, server};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -28,8 +29,12 @@ struct Cli {
 enum Command {
     /// Works until it is stopped.
     Run(RunFlags),
+    /// Makes a cluster, writes and reads through it, and removes it: a test of the installation.
+    Check(Check),
     /// Prints the CustomResourceDefinition.
     Crd,
+    /// Prints docs/reference.md.
+    Reference,
 }
 
 #[derive(clap::Args)]
@@ -56,20 +61,26 @@ struct RunFlags {
 
 fn main() -> ExitCode {
     match Cli::parse().command {
-        Command::Crd => {
-            print!("{}", crd::definition());
-            ExitCode::SUCCESS
-        }
-        Command::Run(flags) => {
-            log();
-            let runtime = tokio::runtime::Runtime::new().expect("the system has threads and epoll");
-            match runtime.block_on(run(flags)) {
-                Ok(()) => ExitCode::SUCCESS,
-                Err(error) => {
-                    eprintln!("kv-operator: {error:#}");
-                    ExitCode::FAILURE
-                }
-            }
+        Command::Crd => print(&crd::definition()),
+        Command::Reference => print(&reference::reference()),
+        Command::Run(flags) => until(run(flags)),
+        Command::Check(check) => until(async { Ok(check::run(Client::try_default().await?, &check).await?) }),
+    }
+}
+
+fn print(text: &str) -> ExitCode {
+    print!("{text}");
+    ExitCode::SUCCESS
+}
+
+fn until(work: impl Future<Output = anyhow::Result<()>>) -> ExitCode {
+    log();
+    let runtime = tokio::runtime::Runtime::new().expect("the system has threads and epoll");
+    match runtime.block_on(work) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("kv-operator: {error:#}");
+            ExitCode::FAILURE
         }
     }
 }
