@@ -3,10 +3,11 @@
 use crate::source::workspace;
 
 /// The top level; a further entry needs a decision record first.
-const TOP_LEVEL: [&str; 11] = [
+const TOP_LEVEL: [&str; 12] = [
     "CHANGELOG.md",
     "Cargo.lock",
     "Cargo.toml",
+    "Dockerfile",
     "LICENSE",
     "README.md",
     "charts",
