@@ -440,6 +440,26 @@ mod tests {
     }
 
     #[test]
+    fn operations_says_what_to_do_about_every_condition_and_reason() {
+        let path = format!("{}/../docs/operations.md", env!("CARGO_MANIFEST_DIR"));
+        let operations = std::fs::read_to_string(path).unwrap();
+        let conditions = ConditionType::ALL.iter().map(|condition| format!("\n### {}\n", condition.as_str()));
+        let reasons = Reason::ALL.iter().map(|reason| format!("\n| `{}` |", reason.as_str()));
+        let silent: Vec<String> = conditions.chain(reasons).filter(|entry| !operations.contains(entry)).collect();
+        assert!(silent.is_empty(), "docs/operations.md has no entry for {silent:?}");
+    }
+
+    #[test]
+    fn the_examples_are_valid() {
+        let dir = std::fs::read_dir(format!("{}/../charts/examples", env!("CARGO_MANIFEST_DIR"))).unwrap();
+        for path in dir.map(|entry| entry.unwrap().path()) {
+            let cluster: KvCluster = serde_yaml::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+            let problems = crate::validate::validate(&cluster).err();
+            assert_eq!(problems, None, "{}", path.display());
+        }
+    }
+
+    #[test]
     fn every_field_has_a_description() {
         let definition = serde_json::to_value(KvCluster::crd()).unwrap();
         let schema = &definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"];

@@ -152,4 +152,20 @@ mod tests {
             assert!(text.contains(line), "{line} is missing in\n{text}");
         }
     }
+
+    #[test]
+    fn alerts_and_dashboard_ask_for_metrics_that_exist() {
+        let text = Metrics::default().render([cluster("{storage: {size: 1Gi}}")].iter());
+        for file in ["alerts.yaml", "dashboard.json"] {
+            let path = format!("{}/../charts/kv-operator/files/{file}", env!("CARGO_MANIFEST_DIR"));
+            let asked = std::fs::read_to_string(path).unwrap().replace("\\\"", "\"");
+            let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+            let names = asked.match_indices("kv_operator_").map(|(at, _)| &asked[at..]);
+            let names: Vec<&str> = names.map(|rest| &rest[..rest.find(|c| !is_word(c)).unwrap()]).collect();
+            assert!(names.len() >= 3, "{file} asks for {names:?}");
+            let exists = |name: &str| text.lines().any(|line| line.split(['{', ' ']).next() == Some(name));
+            let missing: Vec<&str> = names.into_iter().filter(|name| !exists(name)).collect();
+            assert!(missing.is_empty(), "{file} asks for {missing:?}");
+        }
+    }
 }

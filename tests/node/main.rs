@@ -10,6 +10,7 @@ mod dev;
 mod failover;
 mod full_disk;
 mod membership;
+mod monitoring;
 mod on_disk;
 mod replication;
 mod rolling;

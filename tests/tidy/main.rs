@@ -3,6 +3,7 @@
 
 #![cfg(test)]
 
+mod chart;
 mod layers;
 mod mutants;
 mod source;

@@ -12,7 +12,15 @@ pub(super) fn build(desired: &Desired) -> Value {
         "metadata": metadata(desired, desired.identity.name.clone()),
         "spec": {
             "selector": pods(&desired.identity),
-            "podMetricsEndpoints": [{ "port": "http", "path": "/metrics" }],
+            "podMetricsEndpoints": [{
+                "port": "http",
+                "path": "/metrics",
+                // By this label alerts and dashboard tell clusters apart.
+                "relabelings": [{
+                    "sourceLabels": ["__meta_kubernetes_pod_label_app_kubernetes_io_instance"],
+                    "targetLabel": "kvcluster",
+                }],
+            }],
         },
     })
 }
