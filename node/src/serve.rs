@@ -24,7 +24,8 @@ use crate::driver::{self, BootOptions, DriverConfig, Handle, Stopped, random_u64
 use crate::http::{self, ClientTimeouts, HttpConfig, Running, Slot};
 use crate::metrics::Metrics;
 use crate::shutdown::{self, Draining, Signals};
-use crate::wal::{self, FileStorage, NewVolume, Opened, Options, StorageError, WalError};
+use crate::wal::ailing::Ailing;
+use crate::wal::{self, Damage, FileStorage, NewVolume, OnDamage, Opened, Options, StorageError, WalError};
 
 /// Why a node did not start, or ended other than it was asked to. One line each.
 #[derive(Debug, thiserror::Error)]
@@ -83,8 +84,9 @@ pub async fn run(config: ServeConfig) -> Result<(), ServeError> {
     let http = tokio::spawn(http);
 
     let starting = async {
-        let opened = open(Arc::new(storage), &config).await?;
-        start_driver(opened, &config, peers, (url, peer_url), Arc::clone(&metrics)).await
+        let boot = boot_options(&config, url, peer_url);
+        let (opened, peers) = open(Arc::new(storage), &config, peers, &boot).await?;
+        start_driver(opened, &config, peers, boot, Arc::clone(&metrics)).await
     };
     let handle = tokio::select! {
         started = starting => started?,
@@ -135,9 +137,16 @@ fn url_of(address: SocketAddr) -> String {
     format!("http://{address}")
 }
 
-/// Reads the log on a thread of its own: the ports answer meanwhile.
-async fn open(storage: Arc<FileStorage>, config: &ServeConfig) -> Result<Opened<FileStorage>, ServeError> {
+/// Reads the log on threads of their own: the ports answer meanwhile. Damage that the other members can make good is
+/// put right before anything is made of the log.
+async fn open(
+    storage: Arc<FileStorage>,
+    config: &ServeConfig,
+    peers: TcpListener,
+    boot: &BootOptions,
+) -> Result<(Opened<FileStorage>, TcpListener), ServeError> {
     let dir = config.storage.data_dir.display().to_string();
+    let in_dir = |error| ServeError::Log { dir: dir.clone(), error };
     let options = Options {
         segment_bytes_max: config.storage.segment_bytes_max,
         on_damage: config.storage.on_damage,
@@ -146,16 +155,55 @@ async fn open(storage: Arc<FileStorage>, config: &ServeConfig) -> Result<Opened<
         reserve_bytes: wal::RESERVE_BYTES_DEFAULT,
         storage_limit_bytes: config.storage.limit_bytes,
     };
-    let new_volume = new_volume(config);
-    let opened = tokio::task::spawn_blocking(move || wal::open(storage, &options, &new_volume)).await;
-    let opened = opened.expect("reading the log does not panic and is not cancelled");
-    let opened = opened.map_err(|error| ServeError::Log { dir: dir.clone(), error })?;
+    let log = Arc::new((storage, options, new_volume(config)));
+    let undamaged = blocking(&log, |(storage, options, new)| wal::open_undamaged(Arc::clone(storage), options, new));
+    let (opened, peers) = match undamaged.await {
+        Err(WalError::Damaged(_)) if config.storage.on_damage == OnDamage::Serve => {
+            let ailing =
+                blocking(&log, |(storage, options, _)| Ailing::look(storage, options)).await.map_err(in_dir)?;
+            let (mended, peers) = heal(ailing, config, peers, boot).await?;
+            let opened = blocking(&log, |(storage, options, new)| wal::open(Arc::clone(storage), options, new));
+            let mut opened = opened.await.map_err(in_dir)?;
+            opened.recovered.report = opened.recovered.report.after(mended);
+            (opened, peers)
+        }
+        opened => (opened.map_err(in_dir)?, peers),
+    };
     let found = &opened.recovered.hard.name;
     if *found != config.name {
         return Err(ServeError::OtherName { dir, found: found.clone(), asked: config.name.clone() });
     }
     warnings::tell_voters(config, &opened.recovered);
-    Ok(opened)
+    Ok((opened, peers))
+}
+
+/// What was put right, and the listener that was lent for it.
+async fn heal(
+    ailing: Option<Ailing<FileStorage>>,
+    config: &ServeConfig,
+    peers: TcpListener,
+    boot: &BootOptions,
+) -> Result<(Vec<Damage>, TcpListener), ServeError> {
+    let Some(ailing) = ailing else { return Ok((Vec::new(), peers)) };
+    let refused = |error| ServeError::Listen {
+        address: config.addresses.peer_listen.clone(),
+        flag: "--peer-listen",
+        variable: "PEER_LISTEN_ADDR",
+        error,
+    };
+    let peers = peers.into_std().map_err(refused)?;
+    let lent = TcpListener::from_std(peers.try_clone().map_err(refused)?).map_err(refused)?;
+    let ailing = driver::heal(ailing, lent, peer_secret(config), boot).await;
+    Ok((ailing.into_mended(), TcpListener::from_std(peers).map_err(refused)?))
+}
+
+/// On a thread that may block.
+async fn blocking<T: Send + Sync + 'static, R: Send + 'static>(
+    with: &Arc<T>,
+    work: impl FnOnce(&T) -> R + Send + 'static,
+) -> R {
+    let with = Arc::clone(with);
+    tokio::task::spawn_blocking(move || work(&with)).await.expect("the work does not panic and is not cancelled")
 }
 
 fn new_volume(config: &ServeConfig) -> NewVolume {
@@ -163,26 +211,31 @@ fn new_volume(config: &ServeConfig) -> NewVolume {
     NewVolume { name: config.name.clone(), member_id, settings: config.group.seed }
 }
 
-async fn start_driver(
-    opened: Opened<FileStorage>,
-    config: &ServeConfig,
-    peer_listener: TcpListener,
-    (url, peer_url): (String, String),
-    metrics: Arc<Metrics>,
-) -> Result<Handle, ServeError> {
-    let boot = BootOptions {
+fn boot_options(config: &ServeConfig, url: String, peer_url: String) -> BootOptions {
+    BootOptions {
         url,
         peer_url,
         tuning: config.tuning,
         lead_at_start: config.lead_at_start,
         limits: Limits::default(),
         start_id: random_u64(),
-    };
-    let peer_secret = config.auth_token.as_ref().map(|token| token.to_vec());
+    }
+}
+
+fn peer_secret(config: &ServeConfig) -> Option<Vec<u8>> {
+    config.auth_token.as_ref().map(|token| token.to_vec())
+}
+
+async fn start_driver(
+    opened: Opened<FileStorage>,
+    config: &ServeConfig,
+    peer_listener: TcpListener,
+    boot: BootOptions,
+    metrics: Arc<Metrics>,
+) -> Result<Handle, ServeError> {
     let dir = config.storage.data_dir.display().to_string();
-    let started =
-        driver::start(opened, DriverConfig { boot, peer_listener, peer_secret, metrics, scrub: config.scrub }).await;
-    started.map_err(|error| ServeError::Log { dir, error })
+    let driver = DriverConfig { boot, peer_listener, peer_secret: peer_secret(config), metrics, scrub: config.scrub };
+    driver::start(opened, driver).await.map_err(|error| ServeError::Log { dir, error })
 }
 
 fn http_config(config: &ServeConfig, url: &str) -> HttpConfig {

@@ -6,6 +6,7 @@
 //! `truncate` and `change` (one function for each [`Persist`]), [`recovery`], `refill`, [`committer`], [`reader`], [`scrub`], [`repair`].
 #![doc = include_str!("wal/format.md")]
 
+pub mod ailing;
 mod append;
 mod change;
 pub mod committer;
@@ -45,7 +46,9 @@ use kv_core::group::ConfigurationAt;
 pub use committer::{CommitEvent, Committer, CommitterHandle};
 pub use manifest::{ActiveFile, FORMAT_VERSION, FileKind, Gap, Manifest, ManifestError, SealedFile};
 pub use reader::{LogReader, ReadError, SegmentInfo};
-pub use recovery::{Damage, IdRange, NewVolume, Opened, Recovered, RecoveryReport, Salvage, TornTail, open};
+pub use recovery::{
+    Damage, IdRange, NewVolume, Opened, Recovered, RecoveryReport, Salvage, TornTail, open, open_undamaged,
+};
 pub use segment::{Lines, LogFile, SegmentWriter};
 pub use storage::{FileStorage, Storage, StorageError, StorageFile};
 pub use table::{FileTable, StagedSnapshot};

@@ -390,6 +390,36 @@ async fn a_group_that_was_stopped_as_a_whole_repairs_a_damaged_member_when_it_st
 }
 
 #[tokio::test]
+async fn two_members_damaged_at_the_same_start_do_not_wait_for_each_other() {
+    let mut cluster = written(spec(true)).await;
+    for kind in ["log", "live", "history"] {
+        for node in &mut cluster.nodes {
+            node.kill();
+        }
+        for victim in [1, 2] {
+            let node = &cluster.nodes[victim];
+            let files = sealed(node, kind);
+            flip(&node.spec.data_dir, &files[0], place(victim as u64));
+        }
+        for node in &mut cluster.nodes {
+            node.spawn_again();
+        }
+        for node in &mut cluster.nodes {
+            node.wait_ready().await;
+        }
+        for node in &cluster.nodes[1..] {
+            assert!(corruption(node).await["damaged_places"].as_u64() > Some(0), "{kind} of {}", node.name());
+            assert!(manifest(node)["hard"]["quarantine"].is_null(), "{kind} of {}", node.name());
+        }
+        all_equal(&cluster).await;
+    }
+    for node in &mut cluster.nodes {
+        assert!(node.stop().await.status.success());
+        whole_on_disk(node);
+    }
+}
+
+#[tokio::test]
 async fn an_emptied_volume_is_filled_again_under_load() {
     let mut cluster = written(spec(true)).await;
     let load = Load::start(&cluster.site, &cluster.urls(), 4, PATIENCE);

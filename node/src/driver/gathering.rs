@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use kv_core::entry::{Entry, EntryId, Epoch};
 use kv_core::group::{ClusterId, MemberId};
 use kv_core::message::{Hello, Message};
@@ -120,6 +121,11 @@ impl Gathering {
             }
         }
         Gathered { found: certain, unclear_up_to }
+    }
+
+    /// Whatever came, certain or not: for files whose checksum says what belongs there.
+    pub(crate) fn lines_found(&self) -> BTreeMap<EntryId, Bytes> {
+        self.found.iter().map(|(id, (_, entry))| (*id, entry.line.clone())).collect()
     }
 
     fn question(&mut self, learner: MemberId, after: EntryId) -> Option<Message> {

@@ -17,7 +17,7 @@ pub(crate) const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
 /// How long an answer may take.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
 /// A question without an answer is repeated after this time.
-const REPEAT_AFTER: Duration = Duration::from_millis(500);
+pub(super) const REPEAT_AFTER: Duration = Duration::from_millis(500);
 
 /// What came of asking.
 #[derive(Debug, Default)]
@@ -55,7 +55,7 @@ pub(crate) async fn ask(
     Asked { gathered: gathering.finish(), connected: connected.into_values().collect() }
 }
 
-fn answer(
+pub(super) fn answer(
     gathering: &mut Gathering,
     connected: &mut BTreeMap<MemberId, Hello>,
     event: TransportEvent,

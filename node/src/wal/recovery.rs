@@ -168,6 +168,13 @@ impl RecoveryReport {
         self.damage_total > 0
     }
 
+    /// With damage that was put right before the log was opened.
+    pub(crate) fn after(self, mended: Vec<Damage>) -> Self {
+        let damage_total = mended.len() as u64;
+        let before = Self { damage: mended, damage_total, ..self.clone() };
+        self.told_with(&before)
+    }
+
     /// The damage that there was before, too, and what is missing now.
     pub(crate) fn told_with(self, before: &Self) -> Self {
         let damage = [&before.damage[..], &self.damage].concat();
@@ -184,6 +191,24 @@ impl RecoveryReport {
 
 /// Opens or creates the log. Everything reported is durable when this returns.
 pub fn open<S: Storage>(storage: Arc<S>, options: &Options, new_volume: &NewVolume) -> Result<Opened<S>, WalError> {
+    open_unless(options.on_damage, storage, options, new_volume)
+}
+
+/// The same, but damage is an error, whatever the options say, and has changed nothing.
+pub fn open_undamaged<S: Storage>(
+    storage: Arc<S>,
+    options: &Options,
+    new_volume: &NewVolume,
+) -> Result<Opened<S>, WalError> {
+    open_unless(OnDamage::Refuse, storage, options, new_volume)
+}
+
+fn open_unless<S: Storage>(
+    on_damage: OnDamage,
+    storage: Arc<S>,
+    options: &Options,
+    new_volume: &NewVolume,
+) -> Result<Opened<S>, WalError> {
     let mut manifest = match Manifest::load(&*storage)? {
         Some(manifest) => manifest,
         None => create(&*storage, new_volume)?,
@@ -197,7 +222,7 @@ pub fn open<S: Storage>(storage: Arc<S>, options: &Options, new_volume: &NewVolu
     manifest.hard.incarnation += 1;
     let generation = manifest.generation.max(left_over);
     let shared = Arc::new(Shared::new(Arc::clone(&storage), FileTable::empty(&manifest), generation, options));
-    let (wal, mut recovered) = load(shared, manifest, options)?;
+    let (wal, mut recovered) = load_unless(on_damage, shared, manifest, options)?;
     recovered.report.orphans = orphans;
     let kept = storage.list(ASIDE_DIR).map_err(in_directory)?.into_iter();
     *wal.shared.put_aside() = kept.filter(|name| !kept_before.contains(name)).collect();
@@ -258,11 +283,20 @@ pub(crate) fn load<S: Storage>(
     manifest: Manifest,
     options: &Options,
 ) -> Result<(Wal<S>, Recovered), WalError> {
+    load_unless(options.on_damage, shared, manifest, options)
+}
+
+fn load_unless<S: Storage>(
+    on_damage: OnDamage,
+    shared: Arc<Shared<S>>,
+    manifest: Manifest,
+    options: &Options,
+) -> Result<(Wal<S>, Recovered), WalError> {
     let storage = &*shared.storage;
     let sources = open_sources(storage, &manifest)?;
     let positions = positions(&manifest, Hint::load(storage));
     let found = scan::scan(&manifest, &sources, positions, (options.recovery_threads, options.hash_seed))?;
-    if options.on_damage == OnDamage::Refuse && found.damage_total > 0 {
+    if on_damage == OnDamage::Refuse && found.damage_total > 0 {
         return Err(WalError::Damaged(describe(&found)));
     }
     let salvage = salvage_of(&manifest, &found);
@@ -295,7 +329,7 @@ fn open_sources<S: Storage>(storage: &S, manifest: &Manifest) -> Result<Vec<Sour
 
 /// Whether this member alone is the group, so that what it has is all there is. As far as the manifest knows: the
 /// log may hold a newer configuration that was never acknowledged.
-fn is_group_of_one(manifest: &Manifest) -> bool {
+pub(super) fn is_group_of_one(manifest: &Manifest) -> bool {
     manifest.hard.cluster_id.is_some() && names_only(&manifest.configuration.configuration, manifest)
 }
 
