@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use axum::http::Request;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::api::{Api, DeleteParams, ListParams, PostParams};
+use kube::client::Body;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config, ResourceExt};
 use serde_json::json;
@@ -99,28 +101,28 @@ impl Kube {
         ended.unwrap_or_else(|said| panic!("{program} {}: {said}", arguments.join(" ")))
     }
 
-    /// A request without a body to the port of a pod, by way of the API server.
+    /// A request to the port of a pod (`name:port`), by way of the API server. Err: the status and what was said.
     pub(crate) async fn pod_http(
         &self,
         method: &str,
         namespace: &str,
         pod: &str,
         path: &str,
-    ) -> Result<String, kube::Error> {
-        self.pod_put(method, namespace, pod, path, Vec::new()).await
+        body: Vec<u8>,
+    ) -> Result<String, String> {
+        let uri = format!("/api/v1/namespaces/{namespace}/pods/{pod}/proxy/{path}");
+        let request = Request::builder().method(method).uri(uri).body(Body::from(body));
+        let request = request.expect("names are legal in a path");
+        let answer = self.client.send(request).await.map_err(|error| error.to_string())?;
+        let status = answer.status();
+        let said = answer.into_body().collect_bytes().await.map_err(|error| error.to_string())?;
+        let said = String::from_utf8_lossy(&said).into_owned();
+        if status.is_success() { Ok(said) } else { Err(format!("{status}: {said}")) }
     }
 
-    pub(crate) async fn pod_put(
-        &self,
-        method: &str,
-        namespace: &str,
-        pod: &str,
-        path: &str,
-        body: Vec<u8>,
-    ) -> Result<String, kube::Error> {
-        let uri = format!("/api/v1/namespaces/{namespace}/pods/{pod}/proxy/{path}");
-        let request = axum::http::Request::builder().method(method).uri(uri).body(body);
-        self.client.request_text(request.expect("names are legal in a path")).await
+    /// Asks the port of a pod.
+    pub(crate) async fn pod_get(&self, namespace: &str, pod: &str, path: &str) -> Result<String, String> {
+        self.pod_http("GET", namespace, pod, path, Vec::new()).await
     }
 }
 

@@ -61,8 +61,12 @@ impl Load {
     }
 
     pub(crate) async fn open(&self) {
-        let opened = self.store.kube.pod_http("POST", &self.store.namespace, ADDRESS, "window").await;
-        opened.expect("the client's pod answers");
+        self.post("window").await;
+    }
+
+    async fn post(&self, path: &str) {
+        let (kube, namespace) = (&self.store.kube, &self.store.namespace);
+        kube.pod_http("POST", namespace, ADDRESS, path, Vec::new()).await.expect("the client's pod answers");
     }
 
     pub(crate) async fn counted(&self) -> Counted {
@@ -70,8 +74,7 @@ impl Load {
     }
 
     async fn try_counted(&self) -> Result<Counted, String> {
-        let told = self.store.kube.pod_http("GET", &self.store.namespace, ADDRESS, "window").await;
-        let told = told.map_err(|error| error.to_string())?;
+        let told = self.store.kube.pod_get(&self.store.namespace, ADDRESS, "window").await?;
         serde_json::from_str(&told).map_err(|error| format!("{error}: {told}"))
     }
 
@@ -88,9 +91,9 @@ impl Load {
     /// Ends the workers, and has everything checked.
     pub(crate) async fn finish(self) -> Verdict {
         let (kube, namespace) = (&self.store.kube, &self.store.namespace);
-        kube.pod_http("POST", namespace, ADDRESS, "finish").await.expect("the client's pod answers");
+        self.post("finish").await;
         let told = eventually("the client has judged", 120, || async {
-            let told = kube.pod_http("GET", namespace, ADDRESS, "verdict").await.map_err(|error| error.to_string())?;
+            let told = kube.pod_get(namespace, ADDRESS, "verdict").await?;
             if told.is_empty() { Err("it is still at it".to_owned()) } else { Ok(told) }
         })
         .await;
@@ -99,7 +102,7 @@ impl Load {
 
     /// All that was recorded, for whoever looks into a failure.
     pub(crate) async fn history(store: &Store) -> Option<String> {
-        store.kube.pod_http("GET", &store.namespace, ADDRESS, "history").await.ok()
+        store.kube.pod_get(&store.namespace, ADDRESS, "history").await.ok()
     }
 
     /// Takes the client away, so that another can be started.

@@ -46,9 +46,9 @@ impl Target {
     /// What docs/performance.md promises, in milliseconds; and what no loaded machine should exceed.
     pub(crate) fn pause_ms(self) -> Option<(u64, u64)> {
         match self {
-            Self::Planned => Some((100, 1_000)),
-            Self::Crash => Some((500, 3_000)),
-            Self::Silence => Some((1_500, 5_000)),
+            Self::Planned => Some((100, 2_000)),
+            Self::Crash => Some((500, 4_000)),
+            Self::Silence => Some((1_500, 6_000)),
             Self::Outage => None,
         }
     }
@@ -126,6 +126,7 @@ pub(crate) fn all() -> Vec<Scenario> {
             operators::upgraded,
             "the chart with a bumped appVersion and another default"
         ),
+        scenario!(All, "idle", operators::idle, "an idle reconcile writes nothing"),
         scenario!(All, "leader-deleted", leader::deleted, "the leader's pod deleted"),
         scenario!(All, "leader-force-deleted", leader::force_deleted, "the leader's pod deleted without grace"),
         scenario!(All, "leader-stopped", leader::stopped, "SIGSTOP of the leader", needs Signals),

@@ -99,7 +99,7 @@ impl Store {
             status.ready_replicas == cluster.spec.replicas
                 && status.replicas == cluster.spec.replicas
                 && is(status, "Available", "True")
-                && is(status, "QuorumHealthy", "True")
+                && (cluster.spec.replicas < 3 || is(status, "QuorumHealthy", "True"))
                 && is(status, "Progressing", "False")
                 && is(status, "Degraded", "False")
                 && status.members.len() == usize::try_from(cluster.spec.replicas).expect("at least one")

@@ -20,6 +20,13 @@ impl Trial {
     /// A healthy cluster with this spec in a namespace of its own, and a client on the host of a follower, so that
     /// it survives what befalls the leader's.
     pub(crate) async fn start(suite: &Suite, name: &str, spec: Value) -> Self {
+        let (report, store) = Self::cluster(suite, name, spec).await;
+        let load = Load::start(&store, store.quiet_host().await.as_deref()).await;
+        Self { store, load, report }
+    }
+
+    /// The same without a client.
+    pub(crate) async fn cluster(suite: &Suite, name: &str, spec: Value) -> (Report, Store) {
         suite.operator_runs().await;
         let namespace = suite::namespace(name);
         suite.kube.namespace(&namespace).await;
@@ -31,8 +38,7 @@ impl Trial {
         });
         report.note(format!("available {:.1} s after apply", available.await.as_secs_f64()));
         store.healthy(60).await;
-        let load = Load::start(&store, store.quiet_host().await.as_deref()).await;
-        Self { store, load, report }
+        (report, store)
     }
 
     /// A client for a cluster that is there.

@@ -88,8 +88,8 @@ async fn has_settings(store: &Store, ordinal: u32) {
     let pod = format!("{NAME}-{ordinal}:8000");
     crate::waiting::eventually("the node has the new settings", 30, || async {
         let ask = async |path: &str| -> Result<Value, String> {
-            let told = store.kube.pod_http("GET", &store.namespace, &pod, path).await;
-            serde_json::from_str(&told.map_err(|error| error.to_string())?).map_err(|error| error.to_string())
+            let told = store.kube.pod_get(&store.namespace, &pod, path).await?;
+            serde_json::from_str(&told).map_err(|error| error.to_string())
         };
         let (heartbeat, compaction) = (ask("cluster_status").await?, ask("compaction/status").await?);
         let told = (heartbeat["heartbeat_interval"].as_f64(), compaction["enabled"].as_bool());

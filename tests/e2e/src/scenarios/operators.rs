@@ -1,13 +1,15 @@
 //! What befalls the operator: upgraded, absent, killed, doubled, uninstalled. The data must not notice.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use kube::ResourceExt;
 use kube::api::{Api, DeleteParams};
+use kv_tests::pass;
 use serde_json::json;
 
 use crate::faults::{Signal, signal};
-use crate::kube::repository;
+use crate::kube::{Kube, repository};
 use crate::operator::{NAMESPACE, REPLICAS, chart_with_version};
 use crate::scenario::{Report, Target};
 use crate::suite::Suite;
@@ -66,6 +68,36 @@ pub(crate) async fn killed_while_rolling(suite: Arc<Suite>, name: &'static str) 
     trial.store.wait("all pods run the new image", 180, |_, status| status.updated_replicas == 3).await;
     trial.close(60, Target::Planned).await;
     trial.end().await
+}
+
+/// How long a cluster at rest is watched, once its status has been written for the last time.
+const AT_REST: (Duration, Duration) = (Duration::from_secs(12), Duration::from_secs(30));
+/// What the operator writes with, besides the KvCluster's status. Nobody else patches these kinds.
+const CHILDREN: [&str; 6] =
+    ["statefulsets", "services", "configmaps", "secrets", "poddisruptionbudgets", "networkpolicies"];
+
+/// Nothing to do means no write, as the API server counts it.
+pub(crate) async fn idle(suite: Arc<Suite>, name: &'static str) -> Report {
+    let (mut report, store) = Trial::cluster(&suite, name, json!({})).await;
+    pass(AT_REST.0).await;
+    let before = writes(&store.kube).await;
+    pass(AT_REST.1).await;
+    let after = writes(&store.kube).await;
+    assert_eq!(after, before, "an idle reconcile writes nothing");
+    report.note(format!("no write in {} s", AT_REST.1.as_secs()));
+    report
+}
+
+/// The API server's counts of requests that only the operator makes, and that write.
+async fn writes(kube: &Kube) -> Vec<String> {
+    let told = kube.must("kubectl", &["get", "--raw", "/metrics"]).await;
+    let is_write = |line: &&str| {
+        ["APPLY", "PATCH", "POST", "PUT", "DELETE"].iter().any(|v| line.contains(&format!("verb=\"{v}\"")))
+    };
+    let of = |line: &str, resource: &str| line.contains(&format!("resource=\"{resource}\""));
+    let patched = |line: &str| line.contains("verb=\"APPLY\"") && CHILDREN.iter().any(|child| of(line, child));
+    let counts = told.lines().filter(|line| line.starts_with("apiserver_request_total{")).filter(is_write);
+    counts.filter(|line| of(line, "kvclusters") || patched(line)).map(str::to_owned).collect()
 }
 
 /// Each with a Lease of its own, so that both work: the worst that a broken Lease could do.

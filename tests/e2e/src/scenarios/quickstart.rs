@@ -37,7 +37,7 @@ pub(crate) async fn as_the_readme_says(suite: Arc<Suite>, name: &'static str) ->
 
     let store = Store::new(&suite.kube, &namespace(name));
     store.healthy(60).await;
-    let read = suite.kube.pod_http("GET", &store.namespace, "demo-1:8000", "key/hello").await;
+    let read = suite.kube.pod_get(&store.namespace, "demo-1:8000", "key/hello").await;
     assert_eq!(read.expect("a node answers"), r#"{"key":"hello","value":"world","version":1}"#);
     let mut report = Report::default();
     report.note(format!("from the first line to the answer: {:.1} s", took.as_secs_f64()));
