@@ -1,5 +1,5 @@
-//! The operator's own port: metrics and probes. Ready means that the watches work, not that this one
-//! of several operators holds the Lease.
+//! The operator's own port: metrics and probes. Ready means that the process runs: whoever waits for the
+//! Lease watches nothing, and is as good a successor as any.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -114,6 +114,7 @@ macro_rules! scenario {
 pub(crate) fn all() -> Vec<Scenario> {
     vec![
         scenario!(Ci, "quickstart", quickstart::as_the_readme_says, "the README's own lines"),
+        scenario!(All, "examples", quickstart::examples, "the clusters of docs/operations.md, and helm test"),
         scenario!(Ci, "switchover", leader::switched_over, "spec.leader changed, three times"),
         scenario!(Ci, "leader-killed", leader::killed, "SIGKILL of the leader, three times", needs Signals),
         scenario!(Ci, "rolling-update", changes::rolled, "a new image, pod by pod"),

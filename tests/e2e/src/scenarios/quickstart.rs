@@ -10,6 +10,7 @@ use crate::scenario::Report;
 use crate::store::Store;
 use crate::suite::{Suite, namespace};
 use crate::trial::timed;
+use crate::waiting::eventually;
 
 /// The section, and how the block begins that is typed.
 const SECTION: &str = "## On Kubernetes in five minutes";
@@ -41,6 +42,33 @@ pub(crate) async fn as_the_readme_says(suite: Arc<Suite>, name: &'static str) ->
     assert_eq!(read.expect("a node answers"), r#"{"key":"hello","value":"world","version":1}"#);
     let mut report = Report::default();
     report.note(format!("from the first line to the answer: {:.1} s", took.as_secs_f64()));
+    report
+}
+
+/// The clusters that docs/operations.md shows, and the chart's own test beside them.
+pub(crate) async fn examples(suite: Arc<Suite>, name: &'static str) -> Report {
+    suite.operator_runs().await;
+    let namespace = namespace(name);
+    suite.kube.namespace(&namespace).await;
+    let files = repository().join("charts/examples");
+    let files = files.to_str().expect("the path is text");
+    let kubectl = async |arguments: &[&str]| {
+        suite.kube.must("kubectl", &[arguments, &["--namespace", &namespace]].concat()).await
+    };
+    kubectl(&["apply", "--validate=strict", "--filename", files]).await;
+    kubectl(&["wait", "kvcluster", "--all", "--for=condition=Available", "--timeout=120s"]).await;
+    let assigned = kubectl(&["get", "kvcluster", "ledger", "--output=jsonpath={.spec.leader} {.status.leader}"]).await;
+    assert_eq!(assigned, "ledger-0 ledger-0", "an order is followed");
+    let test = ["test", operator::RELEASE, "--namespace", operator::NAMESPACE];
+    let took = timed(async { drop(suite.kube.must("helm", &test).await) }).await;
+    let left = ["get", "kvclusters,persistentvolumeclaims", "--namespace", operator::NAMESPACE, "--output=name"];
+    eventually("the chart's test leaves nothing", 30, || async {
+        let left = suite.kube.must("kubectl", &left).await;
+        if left.is_empty() { Ok(()) } else { Err(left) }
+    })
+    .await;
+    let mut report = Report::default();
+    report.note(format!("helm test took {:.1} s", took.as_secs_f64()));
     report
 }
 
