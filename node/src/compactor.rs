@@ -16,7 +16,7 @@ use crate::metrics::Metrics;
 
 /// Runs remembered for `/compaction/status`.
 const HISTORY_MAX: usize = 10;
-/// How often it is looked whether there is too little room: then compaction does not wait for its turn.
+/// How often it is looked whether there is too little room, or too many files: then compaction does not wait for its turn.
 const PRESSED_LOOK: Duration = Duration::from_secs(1);
 /// Shortest interval that can be configured, in seconds.
 pub const INTERVAL_SECONDS_MIN: u64 = 60;
@@ -248,8 +248,8 @@ fn timestamp(at: OffsetDateTime) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{micro:06}")
 }
 
-/// Waits out the interval, anew whenever the schedule changes, and runs; sooner while there is too little room
-/// and something was written since the last run for that reason.
+/// Waits out the interval, anew whenever the schedule changes, and runs; sooner while there is too little room, or
+/// too many files, and something was written since the last run for that reason.
 async fn follow_schedule(compactor: Compactor) {
     let mut run_at = None;
     loop {

@@ -59,12 +59,18 @@ struct Ports {
 }
 
 /// Readers hold every segment open, so that compaction never takes a file from under them: a long log
-/// needs more than the usual soft limit. The hard limit is the administrator's.
+/// needs more than the usual soft limit. The hard limit is the administrator's: before segments have taken half of it,
+/// they are compacted.
 fn allow_open_files() {
     let limits = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limits.maximum, ..limits }) {
         tracing::info!(%error, "the limit of open files stays as it was");
     }
+}
+
+fn segments_max() -> usize {
+    let files_max = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    usize::try_from(files_max / 2).unwrap_or(usize::MAX)
 }
 
 /// Runs a node until it is asked to end, or cannot go on.
@@ -154,6 +160,7 @@ async fn open(
         hash_seed: random_u64(),
         reserve_bytes: wal::RESERVE_BYTES_DEFAULT,
         storage_limit_bytes: config.storage.limit_bytes,
+        segments_max: segments_max(),
     };
     let log = Arc::new((storage, options, new_volume(config)));
     let undamaged = blocking(&log, |(storage, options, new)| wal::open_undamaged(Arc::clone(storage), options, new));

@@ -85,6 +85,8 @@ pub struct Options {
     pub reserve_bytes: u64,
     /// Over this much on disk the log reports itself full.
     pub storage_limit_bytes: Option<u64>,
+    /// With more segments compaction does not wait for its turn: each is an open file.
+    pub segments_max: usize,
 }
 
 impl Default for Options {
@@ -96,6 +98,7 @@ impl Default for Options {
             hash_seed: 0,
             reserve_bytes: RESERVE_BYTES_DEFAULT,
             storage_limit_bytes: None,
+            segments_max: usize::MAX,
         }
     }
 }

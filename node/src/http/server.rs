@@ -1,5 +1,6 @@
 //! The client port: accepts connections, bounds them in number and time, and hands each request to a
-//! service. Knows HTTP/1.1 and nothing of routes. Called by [`super::serve`] and by the benchmark's
+//! service. Knows HTTP/1.1 and nothing of routes. Heads that are no request, hyper answers by itself (400, 414, 431,
+//! without a body); it has no place where another answer could be given. Called by [`super::serve`] and by the benchmark's
 //! bare route, so that both stand behind the same connection handling.
 
 use std::convert::Infallible;

@@ -96,7 +96,7 @@ impl<S: Storage, A: AppliedState> CompactionJob for WalCompaction<S, A> {
     }
 
     fn pressed_at(&self) -> Option<u64> {
-        self.reader.is_full().then(|| self.state.keyspace().applied().0)
+        (self.reader.is_full() || self.reader.has_many_segments()).then(|| self.state.keyspace().applied().0)
     }
 }
 

@@ -216,6 +216,11 @@ impl<S: Storage> LogReader<S> {
         staging::discard(&**self.storage(), snapshot.iter().flat_map(|snapshot| &snapshot.files));
     }
 
+    /// Whether there are so many segments that the open files may run out.
+    pub fn has_many_segments(&self) -> bool {
+        self.0.table.load().log.len() > self.0.segments_max
+    }
+
     /// Whether there is too little room to write.
     pub fn is_full(&self) -> bool {
         self.0.is_full()

@@ -120,6 +120,7 @@ pub(crate) struct Shared<S: Storage> {
     pub(crate) table: ArcSwap<FileTable<S::File>>,
     pub(crate) next_generation: AtomicU64,
     pub(crate) segment_bytes_max: u64,
+    pub(crate) segments_max: usize,
     pub(crate) limits: SpaceLimits,
     /// The highest id that is durable here.
     pub(crate) durable: AtomicU64,
@@ -140,6 +141,7 @@ impl<S: Storage> Shared<S> {
             table: ArcSwap::from_pointee(table),
             next_generation: AtomicU64::new(generation + 1),
             segment_bytes_max: options.segment_bytes_max,
+            segments_max: options.segments_max,
             limits,
             durable: AtomicU64::new(0),
             suspects: Suspects::default(),

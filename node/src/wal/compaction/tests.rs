@@ -8,10 +8,11 @@ use kv_core::state_machine::StateMachine;
 use proptest::prelude::*;
 
 use super::*;
+use crate::wal::Options;
 use crate::wal::crash_tests::live::history;
 use crate::wal::memory::{MemoryStorage, Survives};
-use crate::wal::recovery::Opened;
-use crate::wal::recovery::tests::{found, member, reopen};
+use crate::wal::recovery::tests::{found, member, new_volume, options, reopen};
+use crate::wal::recovery::{Opened, open};
 use crate::wal::test_log::{Applied, Log, delete, entries, plain, random_entries, set, settings, step};
 
 fn locators(machine: &StateMachine, name: &str) -> Vec<(u64, u64)> {
@@ -181,6 +182,19 @@ fn a_full_disk_fails_a_compaction_and_leaves_room_and_log_as_they_were() {
     let after = reopen(&storage.after_power_loss(Survives::Nothing)).expect("intact").recovered;
     let digest = state.machine.lock().expect("no panic").digest();
     assert_eq!((after.state.applied(), after.state.digest()), (EntryId(30), digest));
+}
+
+#[test]
+fn more_segments_than_may_be_open_press_for_a_compaction() {
+    let storage = MemoryStorage::default();
+    let (Opened { wal, .. }, state) = founded(&storage, &[1]);
+    drop(wal);
+    let few = Options { segments_max: 3, ..options() };
+    let mut opened = open(Arc::new(storage), &few, &new_volume()).expect("intact");
+    assert!(opened.reader.has_many_segments(), "{} segments", opened.reader.segments().len());
+    let compacted = compact(&opened.reader, &state).expect("readable").expect("sealed segments");
+    opened.wal.swap_compacted(compacted).expect("swapped");
+    assert!(!opened.reader.has_many_segments(), "{} segments", opened.reader.segments().len());
 }
 
 #[test]
