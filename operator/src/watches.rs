@@ -219,19 +219,26 @@ fn strip_host(host: &mut Node) {
     (host.status, host.metadata.annotations) = (None, None);
 }
 
-/// Whether the kind is there is told to `installed`; no cluster is named.
+/// Whether the kind is there is told to `installed`; no cluster is named. A list is complete at its end only: a
+/// store would not hold yet what is being listed.
 fn definitions(client: &Client, installed: watch::Sender<bool>) -> Triggers {
     let kind = GroupVersionKind::gvk("apiextensions.k8s.io", "v1", "CustomResourceDefinition");
     let resource = ApiResource::from_gvk_with_plural(&kind, "customresourcedefinitions");
-    let writer = Writer::new(resource.clone());
-    let reader = writer.as_reader();
     let config = watcher::Config::default().fields(&format!("metadata.name={POD_MONITORS}"));
-    follow("the PodMonitor kind", Api::all_with(client.clone(), &resource), config, strip, writer)
-        .filter_map(move |_: DynamicObject| {
-            installed.send_replace(!reader.is_empty());
-            std::future::ready(None)
-        })
-        .boxed()
+    let changes = watcher(Api::<DynamicObject>::all_with(client.clone(), &resource), config).default_backoff();
+    let mut listed = false;
+    let told = changes.filter_map(move |change| {
+        match change {
+            Ok(watcher::Event::Init) => listed = false,
+            Ok(watcher::Event::InitApply(_)) => listed = true,
+            Ok(watcher::Event::InitDone) => drop(installed.send_replace(listed)),
+            Ok(watcher::Event::Apply(_)) => drop(installed.send_replace(true)),
+            Ok(watcher::Event::Delete(_)) => drop(installed.send_replace(false)),
+            Err(error) => tracing::warn!(%error, "the watch of the PodMonitor kind failed and begins anew"),
+        }
+        std::future::ready(None)
+    });
+    told.boxed()
 }
 
 fn once_installed<K: Send + 'static>(
