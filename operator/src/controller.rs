@@ -151,12 +151,19 @@ impl Watched {
     }
 }
 
-/// Runs until the process is asked to end.
-pub async fn run(client: &Client, watched: Vec<Watched>, metrics: &Arc<Metrics>, options: &Options) {
+/// Runs until the process is asked to end, and what is under way is done.
+pub async fn run(
+    client: &Client,
+    watched: Vec<Watched>,
+    metrics: &Arc<Metrics>,
+    options: &Options,
+    asked_to_end: impl Future<Output = ()> + Clone + Send + Sync + 'static,
+) {
     let results = watched.into_iter().map(|Watched { controller, clusters, caches }| {
         let sources = Sources { client: client.clone(), nodes: NodeClient::default(), caches };
         let context = Arc::new(Context::new(sources, Arc::clone(metrics), options));
-        controller.shutdown_on_signal().run(reconcile, retry, Arc::clone(&context)).for_each(move |_| {
+        let controller = controller.graceful_shutdown_on(asked_to_end.clone());
+        controller.run(reconcile, retry, Arc::clone(&context)).for_each(move |_| {
             context.forget_all_but(&clusters);
             std::future::ready(())
         })

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
+use futures::FutureExt;
 use kube::Client;
 use kv_operator::check::{self, Check};
 use kv_operator::controller::{self, Options};
@@ -14,6 +15,7 @@ use kv_operator::lease::Turns;
 use kv_operator::metrics::Metrics;
 use kv_operator::plan::Defaults;
 use kv_operator::{crd, reference, server};
+use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -96,9 +98,11 @@ fn log() {
     }
 }
 
-/// Whoever waits for the Lease watches nothing else: it costs the API server next to nothing.
+/// Whoever waits for the Lease watches nothing else: it costs the API server next to nothing. It ends at the first
+/// signal, too, or it would take the Lease from an operator that is to stay, and hold it until it is killed.
 async fn run(flags: RunFlags) -> anyhow::Result<()> {
     let RunFlags { watch_namespaces, node_image, node_image_pull_secrets, listen, lease_namespace, name } = flags;
+    let asked_to_end = asked_to_end()?.shared();
     let client = Client::try_default().await?;
     let metrics = Arc::new(Metrics::default());
     let defaults = Defaults { image: node_image, pull_secrets: names(node_image_pull_secrets) };
@@ -107,11 +111,14 @@ async fn run(flags: RunFlags) -> anyhow::Result<()> {
     let clusters = watched.iter().map(|watched| watched.clusters.clone()).collect();
     let mut turns = Turns::new(client.clone(), &lease_namespace, name);
     let work = async {
-        turns.acquire().await;
+        tokio::select! {
+            () = turns.acquire() => {}
+            () = asked_to_end.clone() => return Ok(()),
+        }
         tracing::info!("this operator works from now on");
         metrics.hold_lease();
         tokio::select! {
-            () = controller::run(&client, watched, &metrics, &options) => Ok(()),
+            () = controller::run(&client, watched, &metrics, &options, asked_to_end.clone()) => Ok(()),
             () = turns.hold() => Err(anyhow::anyhow!("the Lease was lost")),
         }
     };
@@ -121,6 +128,17 @@ async fn run(flags: RunFlags) -> anyhow::Result<()> {
     };
     turns.release().await;
     ended
+}
+
+/// Ends when the process is asked to end; a signal that comes after this call is not missed.
+fn asked_to_end() -> std::io::Result<impl Future<Output = ()>> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
 }
 
 /// A list as people write it: with spaces, twice the same, or nothing between two commas.
