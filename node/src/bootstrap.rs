@@ -8,7 +8,6 @@ mod founding;
 mod remote;
 
 use std::convert::Infallible;
-use std::sync::Arc;
 use std::time::Duration;
 
 use kv_core::contract::{Reply, Request};
@@ -16,6 +15,7 @@ use kv_core::group::{ClusterId, MemberInfo, NodeName, Settings};
 use kv_core::status::ReplicaStatus;
 use tokio::time::Instant;
 
+use crate::auth_token::AuthToken;
 use crate::driver::{CallError, Handle, random_u64};
 pub use remote::Remote;
 use remote::RemoteError;
@@ -56,7 +56,7 @@ pub struct Bootstrap {
     pub start: Start,
     /// Seeds the settings of a group that is founded here.
     pub settings: Settings,
-    pub auth_token: Option<Arc<[u8]>>,
+    pub auth_token: Option<AuthToken>,
 }
 
 /// Why a node can never become what it was told to.

@@ -12,12 +12,12 @@ mod parse;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use kv_core::contract::{SettingsChange, Tuning};
 use kv_core::group::{NodeName, Settings};
 
+use crate::auth_token::AuthToken;
 use crate::driver::ScrubSchedule;
 use crate::wal::OnDamage;
 use crate::wal::import::ImportOptions;
@@ -53,7 +53,7 @@ pub struct ServeConfig {
     pub clients: ClientLimits,
     pub drain_delay: Duration,
     /// The shared secret of clients that administrate and of peers.
-    pub auth_token: Option<Arc<[u8]>>,
+    pub auth_token: Option<AuthToken>,
     /// The `kv-node dev` that this node ends with.
     pub parent_pid: Option<u32>,
     pub scrub: ScrubSchedule,

@@ -67,6 +67,7 @@ use repairs::Repairs;
 use rounds::{Driver, Sources};
 use stop::Stop;
 
+use crate::auth_token::AuthToken;
 use crate::metrics::Metrics;
 use crate::transport::{Transport, TransportConfig};
 use crate::wal::{CommitEvent, Committer, FileStorage, Opened, Wal, WalError};
@@ -82,7 +83,7 @@ pub struct DriverConfig {
     /// The bound peer port.
     pub peer_listener: TcpListener,
     /// Proved by peers in their handshake.
-    pub peer_secret: Option<Vec<u8>>,
+    pub peer_secret: Option<AuthToken>,
     pub metrics: Arc<Metrics>,
     pub scrub: ScrubSchedule,
 }

@@ -37,6 +37,7 @@ use tokio::net::TcpListener;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::auth_token::AuthToken;
 use crate::compactor::Compactor;
 use crate::driver::Handle;
 use crate::metrics::Metrics;
@@ -71,7 +72,7 @@ pub struct HttpConfig {
     /// this node remembers results of GET.
     pub seed_settings: Settings,
     /// Some: mutating `/cluster/*`, `/settings` and `/snapshot` need `Authorization: Bearer <it>`.
-    pub auth_token: Option<Arc<[u8]>>,
+    pub auth_token: Option<AuthToken>,
     pub timeouts: ClientTimeouts,
 }
 

@@ -10,6 +10,7 @@
 //! volume a member of a group, [`compactor`] decides when the log is compacted, [`config`] is the only
 //! reader of flags, environment and files, [`dev`] runs a whole local cluster.
 
+pub mod auth_token;
 pub mod bootstrap;
 pub mod compactor;
 pub mod config;

@@ -88,6 +88,9 @@ pub async fn run(config: ServeConfig) -> Result<(), ServeError> {
     let http =
         http::serve(clients, http_config(&config, &url), Arc::clone(&slot), Arc::clone(&metrics), http_stop.clone());
     let http = tokio::spawn(http);
+    if let Some(token) = config.auth_token.clone() {
+        tokio::spawn(token.follow());
+    }
 
     let starting = async {
         let boot = boot_options(&config, url, peer_url);
@@ -200,7 +203,7 @@ async fn heal(
     };
     let peers = peers.into_std().map_err(refused)?;
     let lent = TcpListener::from_std(peers.try_clone().map_err(refused)?).map_err(refused)?;
-    let ailing = driver::heal(ailing, lent, peer_secret(config), boot).await;
+    let ailing = driver::heal(ailing, lent, config.auth_token.clone(), boot).await;
     Ok((ailing.into_mended(), TcpListener::from_std(peers).map_err(refused)?))
 }
 
@@ -229,10 +232,6 @@ fn boot_options(config: &ServeConfig, url: String, peer_url: String) -> BootOpti
     }
 }
 
-fn peer_secret(config: &ServeConfig) -> Option<Vec<u8>> {
-    config.auth_token.as_ref().map(|token| token.to_vec())
-}
-
 async fn start_driver(
     opened: Opened<FileStorage>,
     config: &ServeConfig,
@@ -241,7 +240,8 @@ async fn start_driver(
     metrics: Arc<Metrics>,
 ) -> Result<Handle, ServeError> {
     let dir = config.storage.data_dir.display().to_string();
-    let driver = DriverConfig { boot, peer_listener, peer_secret: peer_secret(config), metrics, scrub: config.scrub };
+    let driver =
+        DriverConfig { boot, peer_listener, peer_secret: config.auth_token.clone(), metrics, scrub: config.scrub };
     driver::start(opened, driver).await.map_err(|error| ServeError::Log { dir, error })
 }
 

@@ -24,6 +24,8 @@ use tokio::time::{Duration, timeout};
 use handshake::{Credentials, HANDSHAKE_TIMEOUT, HandshakeError};
 use peers::Shared;
 
+use crate::auth_token::AuthToken;
+
 pub(crate) use addresses::Addresses;
 pub use counters::Counters;
 pub use snapshot::{SnapshotError, SnapshotReceiver, SnapshotSender};
@@ -46,7 +48,7 @@ pub struct TransportConfig {
     /// What this node shows of itself; read afresh for each handshake.
     pub hello: Arc<ArcSwap<Hello>>,
     /// Proved by both sides of each handshake when set.
-    pub secret: Option<Vec<u8>>,
+    pub secret: Option<AuthToken>,
 }
 
 /// What the driver learns from the transport.

@@ -2,6 +2,8 @@
 //! Every write can be repeated, so a process that ends between any two of them leaves nothing that the
 //! next plan does not finish. Decides nothing.
 
+use std::time::{Duration, Instant};
+
 use futures::future::join_all;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use k8s_openapi::api::policy::v1::Eviction;
@@ -33,10 +35,18 @@ pub struct Applied {
     pub image: String,
     pub updated: u32,
     pub memory: Memory,
-    /// Leadership was moved by a directive, for this reason.
-    pub switched: Option<&'static str>,
+    /// Leadership was moved by a directive.
+    pub switched: Option<Switched>,
     /// Where it stopped.
     pub error: Option<Error>,
+}
+
+/// A directive to lead that was carried out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Switched {
+    pub to: String,
+    pub why: &'static str,
+    pub took: Duration,
 }
 
 /// Must not be cancelled between a write and its successor without need; if it is, the next plan goes on.
@@ -95,9 +105,10 @@ pub async fn apply(sources: &Sources, cluster: &KvCluster, token: Option<String>
     let needs_children = matches!(directive, Some(Directive::Restart { .. }));
     let directive = directive.filter(|_| applied.error.is_none() || !needs_children);
     if let Some(directive) = directive {
-        let lead = if let Directive::Lead { why, .. } = &directive { Some(*why) } else { None };
+        let lead = if let Directive::Lead { node, why } = &directive { Some((node.pod.clone(), *why)) } else { None };
+        let began = Instant::now();
         match writer.direct(&nodes, directive).await {
-            Ok(()) => applied.switched = lead,
+            Ok(()) => applied.switched = lead.map(|(to, why)| Switched { to, why, took: began.elapsed() }),
             Err(error) => applied.error = applied.error.or(Some(error)),
         }
     }

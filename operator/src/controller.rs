@@ -19,8 +19,8 @@ use kube::runtime::watcher;
 use kube::{Client, Resource, ResourceExt};
 use kv_core::group::ClusterId;
 
-use crate::apply::{Applied, apply, write_status};
-use crate::crd::{KvCluster, KvClusterStatus};
+use crate::apply::{Applied, Switched, apply, write_status};
+use crate::crd::KvCluster;
 use crate::error::Error;
 use crate::events;
 use crate::metrics::Metrics;
@@ -28,7 +28,7 @@ use crate::names::FIELD_MANAGER;
 use crate::node_client::NodeClient;
 use crate::observe::{Sources, observe};
 use crate::observed::Observed;
-use crate::plan::{self, Defaults, Draw, Memory};
+use crate::plan::{self, Defaults, Draw, Memory, Plan};
 use crate::report;
 use crate::validate::{self, Problem};
 use crate::watches::{self, Caches};
@@ -60,6 +60,35 @@ struct Remembered {
     token: Option<String>,
     reported: Option<Instant>,
     failures: u32,
+    leadership: Leadership,
+}
+
+/// Who led last, to tell a failover from a change that was asked for.
+#[derive(Debug, Default, Clone)]
+struct Leadership {
+    last: Option<String>,
+    lost: Option<Instant>,
+    expected: Option<String>,
+}
+
+impl Leadership {
+    fn expect(&mut self, pod: String) {
+        self.expected = Some(pod);
+    }
+
+    /// `before`: as was reported last, for a process that is new. Some: it was a failover; for how long nobody led.
+    fn note(&mut self, before: Option<&str>, leader: Option<&str>, now: Instant) -> Option<Duration> {
+        let last = self.last.take().or_else(|| before.map(str::to_owned));
+        let Some(leader) = leader else {
+            self.lost = last.as_ref().and(self.lost.or(Some(now)));
+            self.last = last;
+            return None;
+        };
+        let (lost, expected) = (self.lost.take(), self.expected.take_if(|expected| expected == leader));
+        let changed = last.is_some_and(|last| last != leader);
+        self.last = Some(leader.to_owned());
+        (changed && expected.is_none()).then(|| lost.map_or(Duration::ZERO, |lost| now - lost))
+    }
 }
 
 /// What the operator was started with.
@@ -193,13 +222,16 @@ async fn reconcile(guarded: Arc<Guarded>, context: Arc<Context>) -> Result<Actio
 }
 
 pub(crate) async fn five_verbs(cluster: &KvCluster, context: &Context) -> Result<Duration, Error> {
-    let (began, uid) = (Instant::now(), cluster.uid().unwrap_or_default());
+    let uid = cluster.uid().unwrap_or_default();
     let remembered = context.remembered(&uid);
     let observed = observe(&context.sources, cluster).await?;
     let (plan, problems) = match validate::validate(cluster) {
         Ok(desired) => (plan::plan(&desired, &observed, &remembered.memory, &context.draw(&remembered)), Vec::new()),
         // What runs goes on as it is.
-        Err(problems) => (plan::look(&validate::identity(cluster), &observed), problems),
+        Err(problems) => {
+            let plan = plan::look(&validate::identity(cluster), &observed);
+            (Plan { memory: remembered.memory.clone(), ..plan }, problems)
+        }
     };
     let (next, token) = (plan.next, observed.token());
     let applied = apply(&context.sources, cluster, token.clone(), plan).await;
@@ -207,8 +239,9 @@ pub(crate) async fn five_verbs(cluster: &KvCluster, context: &Context) -> Result
         remembered.memory = applied.memory.clone();
         remembered.token = token.or(remembered.token.take());
     });
-    if let Some(reason) = applied.switched {
-        context.metrics.switched(reason, began.elapsed());
+    if let Some(Switched { to, why, took }) = applied.switched.clone() {
+        context.metrics.switched(why, took);
+        context.remember(&uid, |remembered| remembered.leadership.expect(to));
     }
     report(cluster, context, &observed, &applied, &problems).await?;
     applied.error.map_or(Ok(next), Err)
@@ -225,20 +258,18 @@ async fn report(
     let old = applied.cluster.status.clone().unwrap_or_default();
     let now = Time(Timestamp::now());
     let status = report::status(&validate::identity(cluster), observed, applied, problems, &now);
+    context.remember(&uid, |remembered| {
+        let (before, now) = (old.leader.as_deref(), status.leader.as_deref());
+        if let Some(leaderless) = remembered.leadership.note(before, now, Instant::now()) {
+            context.metrics.failed_over(leaderless);
+        }
+    });
     let since = context.remembered(&uid).reported.map(|at| at.elapsed());
     let Some(changed) = report::changed(&applied.cluster, status, since) else { return Ok(()) };
     let written = write_status(&context.sources.client, &changed).await?;
     context.remember(&uid, |remembered| remembered.reported = Some(Instant::now()));
-    if is_failover(&old, &changed.status.clone().unwrap_or_default()) && applied.switched.is_none() {
-        context.metrics.failed_over();
-    }
     events::publish(&context.recorder, &written, &old).await;
     Ok(())
-}
-
-/// Another pod leads than the one that was known to.
-fn is_failover(old: &KvClusterStatus, new: &KvClusterStatus) -> bool {
-    old.leader.is_some() && new.leader.is_some() && old.leader != new.leader
 }
 
 /// A conflict is tried again with what is there now; the rest with growing pauses.

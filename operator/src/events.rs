@@ -1,6 +1,8 @@
 //! Events for transitions, shown by `kubectl describe`: what changed between two statuses. What to say
 //! is pure; an Event that cannot be written is logged and stops nothing.
 
+use std::collections::BTreeSet;
+
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, EventType, Recorder};
 use kube::{Resource, ResourceExt};
@@ -61,6 +63,7 @@ fn transitions(old: &KvClusterStatus, new: &KvClusterStatus) -> Vec<Happening> {
             pod: new.leader.clone(),
         });
     }
+    happenings.extend(membership(old, new));
     for condition in &new.conditions {
         let before = old.conditions.iter().find(|before| before.type_ == condition.type_);
         let same = before.is_some_and(|b| b.status == condition.status && b.reason == condition.reason);
@@ -73,6 +76,27 @@ fn transitions(old: &KvClusterStatus, new: &KvClusterStatus) -> Vec<Happening> {
         happenings.push(Happening { reason: condition.reason.clone(), note, action: "Report", warning, pod: None });
     }
     happenings
+}
+
+/// Who became a voter, and who is none any more.
+fn membership(old: &KvClusterStatus, new: &KvClusterStatus) -> impl Iterator<Item = Happening> {
+    let voters = |status: &KvClusterStatus| -> BTreeSet<(String, Option<String>)> {
+        let voters = status.members.iter().filter(|member| member.voter);
+        voters.map(|member| (member.name.clone(), member.member_id.clone())).collect()
+    };
+    let (before, now) = (voters(old), voters(new));
+    let told = |reason: &'static str, what: &'static str| {
+        move |(name, member_id): &(String, Option<String>)| Happening {
+            reason: reason.to_owned(),
+            note: format!("{name} {what} (member {})", member_id.as_deref().unwrap_or("unknown")),
+            action: "Report",
+            warning: false,
+            pod: Some(name.clone()),
+        }
+    };
+    let left: Vec<Happening> = before.difference(&now).map(told("VoterRemoved", "votes no more")).collect();
+    let joined: Vec<Happening> = now.difference(&before).map(told("VoterAdded", "votes from now on")).collect();
+    left.into_iter().chain(joined)
 }
 
 fn is_bad(kind: &str, status: &str) -> bool {
@@ -109,6 +133,25 @@ mod tests {
     fn a_status_that_says_the_same_is_no_event() {
         let status = status("demo-0", &[("Available", "True", "LeaderConfirmed")]);
         assert_eq!(transitions(&status, &status), []);
+    }
+
+    #[test]
+    fn a_voter_with_a_new_volume_is_one_that_left_and_one_that_joined() {
+        let voters = |ids: &[&str]| {
+            let member = |(ordinal, id): (usize, &&str)| crate::crd::MemberReport {
+                name: format!("demo-{ordinal}"),
+                member_id: Some((*id).to_owned()),
+                voter: true,
+                ..crate::crd::MemberReport::default()
+            };
+            KvClusterStatus { members: ids.iter().enumerate().map(member).collect(), ..status("demo-0", &[]) }
+        };
+        let notes = |old, new| -> Vec<String> { transitions(&old, &new).into_iter().map(|h| h.note).collect() };
+        assert_eq!(
+            notes(voters(&["a", "b"]), voters(&["a", "c"])),
+            ["demo-1 votes no more (member b)", "demo-1 votes from now on (member c)"]
+        );
+        assert_eq!(notes(voters(&["a"]), voters(&["a"])), [""; 0]);
     }
 
     #[test]

@@ -133,6 +133,7 @@ impl Turns {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fake::{NAMESPACE, World};
 
     fn lease(version: &str, holder: &str) -> Lease {
         Lease {
@@ -156,5 +157,36 @@ mod tests {
         assert_eq!(turns.turn(Some(&lease("3", "other")), start + DURATION), Turn::Wait, "it was renewed");
         assert_eq!(turns.turn(Some(&lease("3", "other")), start + DURATION * 2), Turn::Take);
         assert_eq!(turns.turn(Some(&lease("4", "me")), start), Turn::Renew);
+    }
+
+    #[tokio::test]
+    async fn of_two_operators_one_works_and_the_other_takes_over_when_it_is_silent() {
+        let world = World::default();
+        let of = |name: &str| Turns::new(world.client(), NAMESPACE, name.to_owned());
+        let (mut one, mut other) = (of("one"), of("other"));
+        assert!(one.attempt().await);
+        assert!(!other.attempt().await);
+        assert!(one.attempt().await, "it is renewed");
+        assert!(!other.attempt().await);
+        let seen = other.seen.as_mut().unwrap();
+        seen.since = seen.since.checked_sub(DURATION).unwrap();
+        assert!(other.attempt().await);
+        assert!(!one.attempt().await, "whoever was silent does not take it back");
+        other.release().await;
+        assert!(one.attempt().await, "and need not wait for one that has ended in order");
+    }
+
+    #[tokio::test]
+    async fn of_two_operators_that_see_the_same_lease_one_writes_it() {
+        let world = World::default();
+        let of = |name: &str| Turns::new(world.client(), NAMESPACE, name.to_owned());
+        let (one, other) = (of("one"), of("other"));
+        one.write(None, true).await.unwrap();
+        let lease = one.api.get(LEASE).await.unwrap();
+        other.write(Some(lease.clone()), true).await.unwrap();
+        let lost = one.write(Some(lease), false).await.unwrap_err();
+        assert!(matches!(lost, kube::Error::Api(status) if status.code == 409));
+        let taken = other.write(None, true).await.unwrap_err();
+        assert!(matches!(taken, kube::Error::Api(status) if status.code == 409), "it exists already");
     }
 }

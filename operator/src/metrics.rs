@@ -24,6 +24,7 @@ pub struct Metrics {
     clusters: IntGauge,
     by_condition: IntGaugeVec,
     failovers: IntCounter,
+    failover_seconds: Histogram,
     switchovers: IntCounterVec,
     switchover_seconds: Histogram,
     is_leader: IntGauge,
@@ -48,6 +49,10 @@ impl Default for Metrics {
             ),
             failovers: add
                 .counter("kv_operator_failovers_total", "Changes of leader that the operator did not ask for."),
+            failover_seconds: add.seconds(
+                "kv_operator_failover_seconds",
+                "Time without a confirmed leader before such a change, as the operator saw it.",
+            ),
             switchovers: add.counters(
                 "kv_operator_switchovers_total",
                 "Changes of leader by directive, by reason.",
@@ -76,8 +81,9 @@ impl Metrics {
         self.switchover_seconds.observe(took.as_secs_f64());
     }
 
-    pub(crate) fn failed_over(&self) {
+    pub(crate) fn failed_over(&self, leaderless: Duration) {
         self.failovers.inc();
+        self.failover_seconds.observe(leaderless.as_secs_f64());
     }
 
     pub fn hold_lease(&self) {
@@ -148,6 +154,7 @@ mod tests {
             "kv_operator_reconcile_errors_total{kind=\"conflict\"} 0",
             "kv_operator_switchovers_total{reason=\"drain\"} 0",
             "kv_operator_failovers_total 0",
+            "kv_operator_failover_seconds_count 0",
         ] {
             assert!(text.contains(line), "{line} is missing in\n{text}");
         }
@@ -167,5 +174,16 @@ mod tests {
             let missing: Vec<&str> = names.into_iter().filter(|name| !exists(name)).collect();
             assert!(missing.is_empty(), "{file} asks for {missing:?}");
         }
+    }
+
+    #[test]
+    fn the_page_about_operations_names_each_metric() {
+        let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/operations.md")).unwrap();
+        let metrics = Metrics::default();
+        metrics.render([cluster("{storage: {size: 1Gi}}")].iter());
+        let families = metrics.registry.gather();
+        let names = families.iter().map(prometheus::proto::MetricFamily::name);
+        let unknown: Vec<&str> = names.filter(|name| !page.contains(&format!("`{name}`"))).collect();
+        assert!(unknown.is_empty(), "docs/operations.md does not describe {unknown:?}");
     }
 }

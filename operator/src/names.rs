@@ -24,6 +24,8 @@ pub(crate) const INSTANCE_LABEL: &str = "app.kubernetes.io/instance";
 pub(crate) const MANAGER_LABEL: &str = "app.kubernetes.io/managed-by";
 /// Drives the Service of the leader; never anybody's safety.
 pub(crate) const ROLE_LABEL: &str = "kvcluster.dev/role";
+/// "true" on pods that clients are sent to, "false" on those whose volume belongs to another group.
+pub(crate) const SERVES_LABEL: &str = "kvcluster.dev/serves";
 /// Of the settings that need a restart; on pods.
 pub(crate) const SPEC_HASH: &str = "kvcluster.dev/spec-hash";
 /// Of what was last applied; on every child.

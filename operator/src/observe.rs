@@ -15,7 +15,9 @@ use serde::de::DeserializeOwned;
 
 use crate::crd::{KvCluster, KvClusterSpec};
 use crate::error::Error;
-use crate::names::{APP, APP_LABEL, FIELD_MANAGER, INSTANCE_LABEL, Identity, MANAGER_LABEL, ROLE_LABEL, SPEC_HASH};
+use crate::names::{
+    APP, APP_LABEL, FIELD_MANAGER, INSTANCE_LABEL, Identity, MANAGER_LABEL, ROLE_LABEL, SERVES_LABEL, SPEC_HASH,
+};
 use crate::node_client::{NodeClient, Nodes};
 use crate::observed::{Answer, ClaimSeen, Foreign, Observed, PodSeen};
 use crate::plan;
@@ -233,6 +235,7 @@ fn pod_seen(identity: &Identity, pod: &Pod) -> PodSeen {
         terminating: pod.metadata.deletion_timestamp.is_some(),
         spec_hash: pod.annotations().get(SPEC_HASH).cloned(),
         role_label: pod.labels().get(ROLE_LABEL).cloned(),
+        serves_label: pod.labels().get(SERVES_LABEL).cloned(),
         relabel: wrong_labels(identity, &pod.metadata),
         trouble: trouble(pod),
         answer: Answer::Unknown("it was not asked".to_owned()),

@@ -56,6 +56,8 @@ pub struct PodSeen {
     /// Of the settings that it was started with.
     pub spec_hash: Option<String>,
     pub role_label: Option<String>,
+    /// Of the label that sends clients to it.
+    pub serves_label: Option<String>,
     /// Our labels that are missing or were edited, as they should be.
     pub relabel: BTreeMap<String, String>,
     /// Why it does not run: unschedulable, its image cannot be pulled, it crashes.

@@ -243,7 +243,9 @@ pub fn plan(desired: &Desired, observed: &Observed, memory: &Memory, draw: &Draw
 /// What may always be done, whatever the spec says: the role labels.
 pub fn look(identity: &Identity, observed: &Observed) -> Plan {
     let group = Group::seen(identity, observed);
-    Plan { labels: labels::roles(observed, group.as_ref()), next: AT_REST, ..Plan::default() }
+    let roles = labels::roles(observed, group.as_ref()).into_iter();
+    let labels = roles.chain(labels::serving(observed, group.as_ref())).collect();
+    Plan { labels, next: AT_REST, ..Plan::default() }
 }
 
 impl Plan {

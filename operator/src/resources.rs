@@ -127,7 +127,8 @@ pub(crate) fn children(desired: &Desired, choices: &Choices) -> Vec<Child> {
         Child::new(Kind::Service, services::leader(desired)),
         Child::new(Kind::NetworkPolicy, network_policy::build(desired)),
     ];
-    if desired.replicas > 1 {
+    // While pods wait to be removed, the budget still holds for them.
+    if desired.replicas.max(choices.set_replicas) > 1 {
         children.push(Child::new(Kind::PodDisruptionBudget, disruption_budget::build(desired)));
     }
     children.push(Child::new(Kind::StatefulSet, stateful_set::build(desired, choices)));
@@ -246,6 +247,13 @@ mod tests {
     #[test]
     fn one_replica_has_no_disruption_budget() {
         assert!(built("{replicas: 1, storage: {size: 1Gi}}").iter().all(|c| c.kind != Kind::PodDisruptionBudget));
+    }
+
+    #[test]
+    fn the_budget_stays_while_more_pods_run_than_are_asked_for() {
+        let desired = validate(&cluster("{replicas: 1, storage: {size: 1Gi}}")).unwrap();
+        let choices = Choices { set_replicas: 3, ..choices(&desired) };
+        assert!(children(&desired, &choices).iter().any(|child| child.kind == Kind::PodDisruptionBudget));
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! Other nodes, asked by HTTP: their status, and to take part. Knows no roles.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use kv_core::entry::EntryId;
@@ -8,6 +7,7 @@ use kv_core::group::{ClusterId, MemberId, MemberInfo, Settings};
 use kv_core::status::{NodeStatus, ReplicaStatus};
 use serde::Serialize;
 
+use crate::auth_token::AuthToken;
 use crate::http_client;
 
 /// The longest wait for one answer of another node.
@@ -17,7 +17,7 @@ const REFUSAL_BYTES_MAX: usize = 300;
 
 pub struct Remote {
     client: reqwest::Client,
-    auth_token: Option<Arc<[u8]>>,
+    auth_token: Option<AuthToken>,
 }
 
 /// Why another node did not do what it was asked; fit for a log line.
@@ -50,7 +50,7 @@ struct BootstrapBody<'a> {
 }
 
 impl Remote {
-    pub fn new(auth_token: Option<Arc<[u8]>>) -> Self {
+    pub fn new(auth_token: Option<AuthToken>) -> Self {
         let client = http_client::build(|builder| builder.timeout(ANSWER));
         Self { client, auth_token }
     }
@@ -86,7 +86,7 @@ impl Remote {
     }
 
     async fn send(&self, request: reqwest::RequestBuilder, url: &str) -> Result<reqwest::Response, RemoteError> {
-        let token = self.auth_token.as_deref().map(|token| String::from_utf8_lossy(token).into_owned());
+        let token = self.auth_token.as_ref().map(|token| String::from_utf8_lossy(&token.load()).into_owned());
         let request = match token {
             Some(token) => request.bearer_auth(token),
             None => request,

@@ -1,8 +1,6 @@
 //! From flags to a configuration: what depends on several of them, and what must not go together.
 
-use std::fs;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use kv_core::contract::{Failover, SettingsChange, Tuning};
@@ -15,6 +13,7 @@ use super::flags::{
 use super::{
     Addresses, ClientLimits, ClusterFile, Command, ConfigError, GroupSettings, ServeConfig, StartRole, StorageConfig,
 };
+use crate::auth_token::AuthToken;
 use crate::driver::ScrubSchedule;
 use crate::wal::import::{ImportOptions, NewMember, OnDamage};
 use crate::wal::restore::RestoreOptions;
@@ -179,11 +178,8 @@ fn group_settings(flags: GroupFlags) -> GroupSettings {
     GroupSettings { seed, asked: SettingsChange { history_limit, dedup_expiry_seconds: dedup_expiry, dedup_limit } }
 }
 
-fn auth_token(path: PathBuf) -> Result<Arc<[u8]>, ConfigError> {
-    let refused = |reason: &str| {
-        ConfigError::Invalid(format!("--auth-token-file (AUTH_TOKEN_FILE) {}: {reason}", path.display()))
-    };
-    let text = fs::read(&path).map_err(|error| refused(&error.to_string()))?;
-    let token = text.trim_ascii();
-    if token.is_empty() { Err(refused("it is empty")) } else { Ok(Arc::from(token)) }
+fn auth_token(path: PathBuf) -> Result<AuthToken, ConfigError> {
+    AuthToken::read(path.clone()).map_err(|error| {
+        ConfigError::Invalid(format!("--auth-token-file (AUTH_TOKEN_FILE) {}: {error}", path.display()))
+    })
 }

@@ -18,6 +18,7 @@ use super::PEER_EVENTS_MAX;
 use super::boot::BootOptions;
 use super::gathering::{Gathering, Missing};
 use super::learners::{REPEAT_AFTER, answer};
+use crate::auth_token::AuthToken;
 use crate::transport::{Transport, TransportConfig, TransportEvent};
 use crate::wal::FileStorage;
 use crate::wal::ailing::Ailing;
@@ -32,7 +33,7 @@ const REST_PATIENCE: Duration = Duration::from_secs(3);
 pub async fn heal(
     ailing: Ailing<FileStorage>,
     listener: TcpListener,
-    secret: Option<Vec<u8>>,
+    secret: Option<AuthToken>,
     options: &BootOptions,
 ) -> Ailing<FileStorage> {
     let Some(cluster_id) = ailing.hard().cluster_id.clone() else { return ailing };

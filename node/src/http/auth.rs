@@ -20,7 +20,7 @@ pub(crate) enum Access {
 pub(crate) fn check(app: &App, headers: &HeaderMap) -> Result<Access, Failure> {
     let Some(expected) = &app.config().auth_token else { return Ok(Access::Open) };
     let given = headers.get(AUTHORIZATION).and_then(|value| bearer(value.as_bytes()));
-    if given.is_some_and(|given| same(given, expected)) {
+    if given.is_some_and(|given| same(given, &expected.load())) {
         return Ok(Access::Authorized);
     }
     Err(Failure::new(Code::Unauthorized, "This call needs the header Authorization: Bearer <token>"))

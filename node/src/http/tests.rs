@@ -6,6 +6,7 @@ use http_body_util::BodyExt;
 use tower::ServiceExt;
 
 use super::*;
+use crate::auth_token::AuthToken;
 
 mod group;
 
@@ -17,7 +18,7 @@ fn config() -> HttpConfig {
         value_bytes_max: 1000,
         segment_bytes_max: 1 << 20,
         seed_settings: Settings::default(),
-        auth_token: Some(Arc::from(&b"secret"[..])),
+        auth_token: Some(AuthToken::fixed(b"secret")),
         timeouts: ClientTimeouts::default(),
     }
 }

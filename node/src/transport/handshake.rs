@@ -28,6 +28,8 @@ use tokio::time::Duration;
 use preamble::{PREAMBLE_BYTES, Preamble, Purpose};
 use wire::{Word, listen, listen_for_preamble, raw, say, say_raw};
 
+use crate::auth_token::AuthToken;
+
 pub(crate) mod preamble;
 mod wire;
 
@@ -39,7 +41,7 @@ const NONCE_BYTES: usize = 32;
 /// What a node brings to each handshake.
 pub(crate) struct Credentials {
     pub(crate) hello: Arc<ArcSwap<Hello>>,
-    pub(crate) secret: Option<Vec<u8>>,
+    pub(crate) secret: Option<AuthToken>,
 }
 
 /// Why one side does not want a connection; travels in `refused`.
@@ -179,7 +181,8 @@ async fn introduce_as_dialer(
     check(stream, &own.hello, &theirs.hello, Some(expected)).await?;
 
     let transcript = Transcript { dialer, acceptor };
-    let secret = credentials.secret.as_deref();
+    let secret = credentials.secret.as_ref().map(AuthToken::load);
+    let secret = secret.as_ref().map(|secret| secret.as_slice());
     say(stream, &Word::Proof { hmac: secret.map(|s| transcript.proof(s, Side::Dialer)) }).await?;
     check_proof(stream, &transcript, secret, Side::Acceptor).await?;
     Ok((own.hello.member_id, theirs.hello))
@@ -203,7 +206,8 @@ async fn introduce_as_acceptor(
     check(stream, &own.hello, &theirs.hello, None).await?;
 
     let transcript = Transcript { dialer, acceptor };
-    let secret = credentials.secret.as_deref();
+    let secret = credentials.secret.as_ref().map(AuthToken::load);
+    let secret = secret.as_ref().map(|secret| secret.as_slice());
     check_proof(stream, &transcript, secret, Side::Dialer).await?;
     say(stream, &Word::Proof { hmac: secret.map(|s| transcript.proof(s, Side::Acceptor)) }).await?;
     Ok((asked.purpose, own.hello.member_id, theirs.hello))

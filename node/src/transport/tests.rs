@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::frame::tests::{all_messages, append, entry};
 use super::*;
+use crate::auth_token::AuthToken;
 
 mod bad_peers;
 mod links;
@@ -56,7 +57,7 @@ impl Node {
         let config = TransportConfig {
             listener,
             hello: Arc::new(ArcSwap::from_pointee(hello.clone())),
-            secret: secret.map(|secret| secret.as_bytes().to_vec()),
+            secret: secret.map(|secret| AuthToken::fixed(secret.as_bytes())),
         };
         Self { transport: Transport::start(config, sender), events, hello }
     }

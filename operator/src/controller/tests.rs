@@ -214,6 +214,24 @@ async fn what_was_edited_or_deleted_by_hand_comes_back() {
     assert_same(&repaired, &expected, "edited labels");
 }
 
+#[test]
+fn a_leader_that_was_lost_is_a_failover_and_one_that_was_asked_for_is_not() {
+    let (start, mut leadership) = (Instant::now(), Leadership::default());
+    let note = |leadership: &mut Leadership, leader: Option<&str>, seconds: u64| {
+        leadership.note(Some("demo-0"), leader, start + Duration::from_secs(seconds)).map(|time| time.as_secs())
+    };
+    assert_eq!(note(&mut leadership, Some("demo-0"), 0), None);
+    assert_eq!(note(&mut leadership, None, 1), None);
+    assert_eq!(note(&mut leadership, None, 2), None);
+    assert_eq!(note(&mut leadership, Some("demo-1"), 3), Some(2));
+    leadership.expect("demo-2".to_owned());
+    assert_eq!(note(&mut leadership, Some("demo-1"), 4), None);
+    assert_eq!(note(&mut leadership, Some("demo-2"), 5), None);
+    assert_eq!(note(&mut leadership, Some("demo-0"), 6), Some(0));
+    assert_eq!(note(&mut leadership, None, 7), None);
+    assert_eq!(note(&mut leadership, Some("demo-0"), 8), None, "the same again is no change");
+}
+
 #[tokio::test]
 async fn nothing_is_written_over_what_is_somebody_elses() {
     for (plural, kind, name) in [

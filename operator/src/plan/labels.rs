@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use super::{Labelled, Relabel, role};
 use crate::crd::PodRole;
 use crate::group::Group;
-use crate::names::ROLE_LABEL;
-use crate::observed::Observed;
+use crate::names::{ROLE_LABEL, SERVES_LABEL};
+use crate::observed::{Observed, PodSeen};
 
 /// A pod that does not answer keeps its role, unless another leads. Whoever is deposed loses the label before
 /// another one gets it: two leaders at once would share the Service.
@@ -36,6 +36,26 @@ pub(super) fn roles(observed: &Observed, group: Option<&Group<'_>>) -> Vec<Relab
         labels: [(ROLE_LABEL.to_owned(), role.map(|role| role.as_str().to_owned()))].into(),
     };
     wrong.into_iter().map(relabel).collect()
+}
+
+/// Clients are kept from a node whose volume belongs to another group: it may be ready, and what it says is not
+/// what this cluster holds. Only on a confirmed leader's word.
+pub(super) fn serving(observed: &Observed, group: Option<&Group<'_>>) -> Vec<Relabel> {
+    let led = group.filter(|group| group.leader.is_some());
+    let is_foreign = |pod: &PodSeen| {
+        let id = pod.status().and_then(|status| status.replica.cluster_id.as_ref());
+        id.zip(led).is_some_and(|(id, group)| *id != group.cluster_id)
+    };
+    let wrong = observed.pods.values().filter_map(|pod| {
+        let serves = (!is_foreign(pod)).to_string();
+        let known = pod.status().is_some() || pod.serves_label.is_none();
+        (known && pod.serves_label.as_ref() != Some(&serves)).then(|| Relabel {
+            what: Labelled::Pod,
+            name: pod.name.clone(),
+            labels: [(SERVES_LABEL.to_owned(), Some(serves))].into(),
+        })
+    });
+    wrong.collect()
 }
 
 /// A pod without its labels is let go by its set, and taken back as soon as it has them again.

@@ -103,6 +103,7 @@ impl Scene {
             terminating: false,
             spec_hash: Some(spec_hash(&self.desired, &image)),
             role_label: None,
+            serves_label: Some("true".to_owned()),
             relabel: BTreeMap::new(),
             trouble: None,
             answer: Answer::Status(Box::new(status)),

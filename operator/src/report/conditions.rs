@@ -2,6 +2,7 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kv_core::quorum::majority;
+use kv_core::status::DiskStatus;
 
 use crate::apply::Applied;
 use crate::crd::{ConditionType, KvClusterSpec, Reason};
@@ -12,7 +13,7 @@ use crate::observed::{Observed, PodSeen};
 use crate::plan::Progress;
 use crate::validate::{self, Problem};
 
-/// A volume with less free than this is nearly full, in percent of what its node uses and has free.
+/// A volume with less room than this is nearly full, in percent of what its node uses and has room for.
 const NEARLY_FULL_PERCENT: u64 = 10;
 /// Longest message, in characters; Kubernetes allows 32,768.
 const MESSAGE_CHARACTERS_MAX: usize = 1000;
@@ -134,13 +135,7 @@ fn progressing(facts: &Facts<'_>) -> Finding {
 }
 
 fn degraded(facts: &Facts<'_>) -> Finding {
-    let unavailable = of_pods(facts, |pod| {
-        let trouble = pod.trouble.as_ref().filter(|trouble| trouble.contains("volume"))?;
-        let (claim, name) = (facts.identity.claim(facts.identity.ordinal(&pod.name)?), &pod.name);
-        Some(format!(
-            "{trouble} (if its volume is lost: kubectl delete pvc {claim} --wait=false; kubectl delete pod {name})"
-        ))
-    });
+    let unavailable = of_pods(facts, |pod| volume_unavailable(facts, pod));
     let corrupt = of_pods(facts, |pod| {
         let status = pod.status()?;
         // What was repaired is in the node's own report.
@@ -148,12 +143,7 @@ fn degraded(facts: &Facts<'_>) -> Finding {
         let quarantined = status.replica.quarantined.as_ref().map(|why| format!("quarantined: {why}"));
         quarantined.or_else(|| (files > 0).then(|| format!("{files} files are damaged and not repaired yet")))
     });
-    let full = of_pods(facts, |pod| {
-        let disk = &pod.status()?.disk;
-        let free = disk.available_bytes?;
-        let nearly = free < (disk.used_bytes + free) / 100 * NEARLY_FULL_PERCENT;
-        (disk.full || nearly).then(|| format!("{} MiB are free", free >> 20))
-    });
+    let full = of_pods(facts, |pod| nearly_full(&pod.status()?.disk));
     let lagging = lagging(facts);
     let found = [
         (Reason::VolumeUnavailable, unavailable),
@@ -166,6 +156,31 @@ fn degraded(facts: &Facts<'_>) -> Finding {
         || is_not(Reason::AllMembersFine, "no member that answers is behind, damaged or short of space"),
         |(reason, places)| is(reason, places.join("; ")),
     )
+}
+
+/// The pod cannot run where its volume is, or has none.
+fn volume_unavailable(facts: &Facts<'_>, pod: &PodSeen) -> Option<String> {
+    let trouble = pod.trouble.as_ref().filter(|trouble| trouble.to_lowercase().contains("volume"))?;
+    let (Identity { namespace, .. }, name) = (facts.identity, &pod.name);
+    let ordinal = facts.identity.ordinal(name)?;
+    let claim = facts.identity.claim(ordinal);
+    if facts.observed.claims.get(&ordinal).is_none_or(|claim| claim.capacity.is_none()) {
+        return Some(format!(
+            "{trouble} (kubectl describe pvc {claim} --namespace {namespace} says what {claim} waits for)"
+        ));
+    }
+    Some(format!(
+        "{trouble} (if its volume is lost: kubectl delete pvc {claim} --namespace {namespace} --wait=false; \
+         kubectl delete pod {name} --namespace {namespace})"
+    ))
+}
+
+/// Short of space on the volume, or below its node's own limit.
+fn nearly_full(disk: &DiskStatus) -> Option<String> {
+    let below_limit = disk.limit_bytes.map(|limit| limit.saturating_sub(disk.used_bytes));
+    let room = disk.available_bytes.into_iter().chain(below_limit).min()?;
+    let nearly = room < (disk.used_bytes + room) / 100 * NEARLY_FULL_PERCENT;
+    (disk.full || nearly).then(|| format!("{} MiB can be written yet; a larger spec.storage.size helps", room >> 20))
 }
 
 /// By the leader's records: a member that does not answer falls behind, too.

@@ -67,6 +67,68 @@ fn a_member_that_falls_behind_is_named_even_if_it_says_nothing() {
     assert_condition(&status, ConditionType::Degraded, "True", Reason::MemberLagging);
 }
 
+fn message(status: &KvClusterStatus, kind: ConditionType) -> &str {
+    &status.conditions.iter().find(|condition| condition.type_ == kind.as_str()).unwrap().message
+}
+
+#[test]
+fn a_lost_volume_is_named_with_the_two_commands_that_replace_the_member() {
+    let mut scene = Scene::led(SPEC, 3, 1);
+    scene.silence(2);
+    scene.pod(2).trouble = Some("0/3 nodes are available: 1 node(s) had volume node affinity conflict".to_owned());
+    let status = reported(&mut scene, SPEC);
+    assert_condition(&status, ConditionType::Degraded, "True", Reason::VolumeUnavailable);
+    let said = message(&status, ConditionType::Degraded);
+    for command in ["kubectl delete pvc data-demo-2 --namespace apps", "kubectl delete pod demo-2 --namespace apps"] {
+        assert!(said.contains(command), "{said}");
+    }
+}
+
+#[test]
+fn a_claim_that_nobody_provides_for_is_told_apart_from_a_lost_volume() {
+    let mut scene = Scene::empty(SPEC, 3);
+    scene.silence(0);
+    scene.pod(0).trouble = Some("pod has unbound immediate PersistentVolumeClaims".to_owned());
+    scene.observed.claims.get_mut(&0).unwrap().capacity = None;
+    let status = reported(&mut scene, SPEC);
+    assert_condition(&status, ConditionType::Degraded, "True", Reason::VolumeUnavailable);
+    let said = message(&status, ConditionType::Degraded);
+    assert!(said.contains("kubectl describe pvc data-demo-0") && !said.contains("delete"), "{said}");
+}
+
+#[test]
+fn a_disk_is_nearly_full_by_its_own_limit_too_and_damage_is_named_first() {
+    let mut scene = Scene::led(SPEC, 3, 1);
+    let disk = &mut scene.status(0).disk;
+    (disk.used_bytes, disk.available_bytes, disk.limit_bytes) = (95 << 20, Some(1 << 30), Some(100 << 20));
+    let status = reported(&mut scene, SPEC);
+    assert_condition(&status, ConditionType::Degraded, "True", Reason::DiskNearlyFull);
+    assert!(message(&status, ConditionType::Degraded).starts_with("demo-0: 5 MiB"), "{status:#?}");
+    scene.status(2).replica.quarantined = Some("a copied volume".to_owned());
+    let status = reported(&mut scene, SPEC);
+    assert_condition(&status, ConditionType::Degraded, "True", Reason::CorruptionFound);
+}
+
+#[test]
+fn a_quorum_that_can_lose_nobody_is_not_healthy() {
+    for (replicas, status, reason) in [
+        (1, "False", Reason::NoVoterCanBeLost),
+        (2, "False", Reason::NoVoterCanBeLost),
+        (3, "True", Reason::AllVotersReachable),
+    ] {
+        let spec = format!("{{replicas: {replicas}, storage: {{size: 1Gi}}}}");
+        let report = reported(&mut Scene::led(&spec, replicas, 0), &spec);
+        assert_condition(&report, ConditionType::QuorumHealthy, status, reason);
+    }
+}
+
+#[test]
+fn an_epoch_that_was_edited_by_hand_is_put_right() {
+    let mut scene = Scene::led(SPEC, 3, 1);
+    scene.observed.status.epoch = Some(999);
+    assert_eq!(reported(&mut scene, SPEC).epoch, Some(3));
+}
+
 #[test]
 fn silence_is_unknown_and_pods_that_cannot_run_are_a_lost_majority() {
     let mut scene = Scene::leaderless(SPEC, 3);

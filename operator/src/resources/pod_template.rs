@@ -16,7 +16,7 @@ use serde_json::json;
 
 use super::{Choices, pods, short_hash};
 use crate::crd::Resources;
-use crate::names::{CLIENT_PORT, CONTAINER, Identity, PEER_PORT, SPEC_HASH, VOLUME, is_ours};
+use crate::names::{CLIENT_PORT, CONTAINER, Identity, PEER_PORT, SERVES_LABEL, SPEC_HASH, VOLUME, is_ours};
 use crate::validate::Desired;
 
 const MOUNT: &str = "/data";
@@ -35,6 +35,7 @@ pub(super) fn build(desired: &Desired, choices: &Choices) -> PodTemplateSpec {
     annotations.insert(SPEC_HASH.to_owned(), spec_hash(desired, &choices.image));
     let mut labels = foreign(&options.labels);
     labels.extend(desired.identity.labels());
+    labels.insert(SERVES_LABEL.to_owned(), true.to_string());
     let metadata = ObjectMeta { annotations: Some(annotations), labels: Some(labels), ..ObjectMeta::default() };
     PodTemplateSpec { metadata: Some(metadata), spec: Some(pod(desired, choices)) }
 }

@@ -5,16 +5,18 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::metadata;
 use crate::crd::PodRole;
-use crate::names::{CLIENT_PORT, PEER_PORT, ROLE_LABEL};
+use crate::names::{CLIENT_PORT, PEER_PORT, ROLE_LABEL, SERVES_LABEL};
 use crate::validate::Desired;
 
 /// All ready nodes, for reads and writes: any node forwards to the leader, so that a failover needs
-/// neither the operator nor the API server.
+/// neither the operator nor the API server. Pods begin with the label; only what proves to be another group's loses it.
 pub(super) fn clients(desired: &Desired) -> Service {
     let mut metadata = metadata(desired, desired.identity.name.clone());
     metadata.annotations = Some(desired.spec.service.annotations.clone());
+    let mut selector = desired.identity.selector();
+    selector.insert(SERVES_LABEL.to_owned(), true.to_string());
     let spec = ServiceSpec {
-        selector: Some(desired.identity.selector()),
+        selector: Some(selector),
         ports: Some(vec![port("http", CLIENT_PORT)]),
         type_: Some(desired.spec.service.r#type.as_str().to_owned()),
         ..ServiceSpec::default()

@@ -1,6 +1,6 @@
 //! The page "Cluster", and the documents that describe a node.
 
-use kv_tests::{Cluster, Site};
+use kv_tests::{Cluster, Node, Site, wait_until};
 use serde_json::json;
 
 use super::{has, has_members};
@@ -196,4 +196,28 @@ async fn with_a_token_mutating_calls_need_it() {
     body["settings"] = json!({"history_limit": 5});
     node.send("POST", "/cluster/settings", &[("authorization", "Bearer secret")], &body.to_string()).await.ok();
     node.put("a", "1").await.ok();
+}
+
+#[tokio::test]
+async fn a_token_that_changes_under_running_nodes_is_taken_up_by_all_of_them() {
+    let site = Site::new();
+    let token = site.path("token");
+    std::fs::write(&token, "first").unwrap();
+    let leader = site.node("leader", 0).fast().arg("--auth-token-file", token.display()).start().await;
+    let follower = site.node("follower-1", 1).fast().arg("--auth-token-file", token.display());
+    let mut follower = follower.arg("--leader-url", leader.url()).start().await;
+    leader.put("a", "1").await.ok();
+    std::fs::write(&token, "second").unwrap();
+    let accepts = async |node: &Node, token: &str| {
+        node.send("GET", "/snapshot", &[("authorization", &format!("Bearer {token}"))], "").await.status == 200
+    };
+    for node in [&leader, &follower] {
+        wait_until("the new token is asked for", 20, || async { accepts(node, "second").await }).await;
+        assert!(!accepts(node, "first").await);
+    }
+    follower.kill();
+    follower.spawn_again();
+    wait_until("it is up again", 20, || async { follower.try_status().await.is_some() }).await;
+    leader.put("b", "2").await.ok();
+    wait_until("peers prove the new one", 20, || async { follower.get("/key/b").await.status == 200 }).await;
 }

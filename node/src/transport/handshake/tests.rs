@@ -3,11 +3,12 @@
 use tokio::net::TcpListener;
 
 use super::*;
+use crate::auth_token::AuthToken;
 use crate::transport::tests::hello;
 
 fn credentials(member_id: u64, secret: Option<&str>) -> Credentials {
     let hello = Arc::new(ArcSwap::from_pointee(hello(member_id, None)));
-    Credentials { hello, secret: secret.map(|secret| secret.as_bytes().to_vec()) }
+    Credentials { hello, secret: secret.map(|secret| AuthToken::fixed(secret.as_bytes())) }
 }
 
 async fn sockets() -> (TcpStream, TcpStream) {

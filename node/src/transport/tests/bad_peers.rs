@@ -2,12 +2,13 @@
 //! with a clear reason, counted, and no event.
 
 use super::*;
+use crate::auth_token::AuthToken;
 use crate::transport::handshake::preamble::{Preamble, Purpose};
 use crate::transport::handshake::{self, Arbiter, Credentials, Proven, Refusal, RefusalKind};
 
 fn credentials(hello: &Hello, secret: Option<&str>) -> Credentials {
     let hello = Arc::new(ArcSwap::from_pointee(hello.clone()));
-    Credentials { hello, secret: secret.map(|secret| secret.as_bytes().to_vec()) }
+    Credentials { hello, secret: secret.map(|secret| AuthToken::fixed(secret.as_bytes())) }
 }
 
 async fn reach(node: &Node) -> TcpStream {

@@ -79,5 +79,8 @@ fn after_a_recovery_empty_pods_join_and_old_volumes_stay_outside_until_they_are_
     scene.observed.pods.remove(&1);
     let plan = scene.plan();
     assert_eq!(plan.directive, None, "demo-0 is not let in");
+    let of_demo_0 = plan.labels.iter().filter(|relabel| relabel.name == "demo-0");
+    let mut serves = of_demo_0.filter_map(|relabel| relabel.labels.get("kvcluster.dev/serves")?.as_deref());
+    assert_eq!(serves.next(), Some("false"), "clients are not sent to it");
     assert!(plan.progress.unwrap().message.contains("kubectl delete pvc data-demo-0"));
 }
