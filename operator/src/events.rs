@@ -63,7 +63,10 @@ fn transitions(old: &KvClusterStatus, new: &KvClusterStatus) -> Vec<Happening> {
             pod: new.leader.clone(),
         });
     }
-    happenings.extend(membership(old, new));
+    // Without a leader nobody can say.
+    if new.leader.is_some() {
+        happenings.extend(membership(old, new));
+    }
     for condition in &new.conditions {
         let before = old.conditions.iter().find(|before| before.type_ == condition.type_);
         let same = before.is_some_and(|b| b.status == condition.status && b.reason == condition.reason);

@@ -7,7 +7,7 @@ use kv_core::status::DiskStatus;
 use crate::apply::Applied;
 use crate::crd::{ConditionType, KvClusterSpec, Reason};
 use crate::error::Error;
-use crate::group::{CAUGHT_UP_ENTRIES, Group};
+use crate::group::{CAUGHT_UP_ENTRIES, Group, Voter};
 use crate::names::Identity;
 use crate::observed::{Observed, PodSeen};
 use crate::plan::Progress;
@@ -97,11 +97,14 @@ fn available(facts: &Facts<'_>) -> Finding {
     }
 }
 
-/// Voters that certainly do not run: no pod, or one that cannot.
+/// Voters that certainly do not run: no pod, one that cannot, or one that says that it has another volume.
 fn gone(facts: &Facts<'_>, group: &Group<'_>) -> usize {
-    let is_gone = |pod: Option<&PodSeen>| pod.is_none_or(|pod| pod.trouble.is_some() && !pod.ready);
-    let pods = group.voters.iter().map(|voter| voter.ordinal.and_then(|ordinal| facts.observed.pods.get(&ordinal)));
-    pods.filter(|pod| is_gone(*pod)).count()
+    let is_gone = |voter: &&Voter<'_>| {
+        let pod = voter.ordinal.and_then(|ordinal| facts.observed.pods.get(&ordinal));
+        let is_another = |pod: &PodSeen| pod.status().is_some_and(|s| s.replica.member_id != voter.info.member_id);
+        pod.is_none_or(|pod| (pod.trouble.is_some() && !pod.ready) || is_another(pod))
+    };
+    group.voters.iter().filter(is_gone).count()
 }
 
 fn why_no_group(facts: &Facts<'_>) -> String {

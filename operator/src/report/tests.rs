@@ -139,6 +139,17 @@ fn silence_is_unknown_and_pods_that_cannot_run_are_a_lost_majority() {
 }
 
 #[test]
+fn a_majority_of_new_volumes_is_a_lost_majority() {
+    let mut scene = Scene::leaderless(SPEC, 3);
+    for ordinal in 0..2 {
+        let mut empty = crate::plan::scene::status(ordinal, kv_core::status::Role::Uninitialised, None, &[]);
+        empty.replica.member_id.0 += 0x100;
+        scene.answers(ordinal, empty);
+    }
+    assert_condition(&reported(&mut scene, SPEC), ConditionType::Available, "False", Reason::QuorumLost);
+}
+
+#[test]
 fn a_cluster_that_nobody_answers_for_is_unknown() {
     let mut scene = Scene::led(SPEC, 3, 1);
     (0..3).for_each(|ordinal| scene.silence(ordinal));
