@@ -64,6 +64,13 @@ impl Kube {
         .await;
     }
 
+    /// Whether a namespace is the suite's, or nobody's yet.
+    pub(crate) async fn owns(&self, name: &str) -> bool {
+        let api: Api<Namespace> = Api::all(self.client.clone());
+        let found = api.get_opt(name).await.expect("a namespace can be looked up");
+        found.is_none_or(|namespace| namespace.labels().contains_key(LABEL))
+    }
+
     /// The suite's namespaces, those of a run that was broken off included.
     pub(crate) async fn namespaces(&self) -> Vec<String> {
         let api: Api<Namespace> = Api::all(self.client.clone());

@@ -12,7 +12,7 @@ use crate::Arguments;
 use crate::faults::Faults;
 use crate::kube::Kube;
 use crate::load::Load;
-use crate::operator::Operator;
+use crate::operator::{NAMESPACE, Operator};
 use crate::scenario::{self, Scenario, Set};
 use crate::store::Store;
 use crate::table::{self, Ended, Row};
@@ -60,6 +60,10 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
         next_version: arguments.next_version,
         evidence: arguments.evidence,
     });
+    if !suite.kube.owns(NAMESPACE).await {
+        eprintln!("kv-e2e: somebody else uses namespace {NAMESPACE} of this cluster");
+        return ExitCode::FAILURE;
+    }
     suite.clean().await;
     let mut rows = Vec::new();
     for scenario in &chosen {
@@ -160,13 +164,13 @@ impl Suite {
     /// Takes away everything of the suite, also what a run left that was broken off.
     async fn clean(&self) {
         self.faults.mend(&self.kube).await;
-        for namespace in self.kube.namespaces().await.iter().filter(|name| *name != crate::operator::NAMESPACE) {
+        for namespace in self.kube.namespaces().await.iter().filter(|name| *name != NAMESPACE) {
             self.kube.delete_namespace(namespace).await;
         }
         self.operator.uninstall().await;
         let definition = ["delete", "crd", "kvclusters.kvcluster.dev", "--ignore-not-found"];
         self.kube.must("kubectl", &definition).await;
-        self.kube.delete_namespace(crate::operator::NAMESPACE).await;
+        self.kube.delete_namespace(NAMESPACE).await;
     }
 }
 
