@@ -93,7 +93,7 @@ pub struct Outcome {
 pub fn run(seed: u64, options: &Options) -> Outcome {
     let mut world = World::new(seed, options);
     let broken = panics::caught(|| world.play(options.steps));
-    world.trace.number(world.steps());
+    world.trace_end();
     Outcome { seed, steps: world.steps(), trace_hash: world.trace.hash(), coverage: world.coverage, broken }
 }
 
@@ -148,6 +148,11 @@ impl World {
                 self.compare_state(place);
             }
         }
+    }
+
+    fn trace_end(&mut self) {
+        let states: Vec<u64> = self.processes().map(|process| process.replica.state().digest()).collect();
+        states.into_iter().chain([self.steps()]).for_each(|n| self.trace.number(n));
     }
 
     fn describe(&self) -> String {

@@ -88,13 +88,16 @@ pub enum Message {
         hello: Box<Hello>,
         answer: bool,
     },
-    /// To whoever leads: the sender is quarantined; what is your last id?
+    /// To whoever leads: the sender is quarantined, or about to be; what is your last id? The number comes
+    /// back with the answer: 0 in a group with members of a release that had none.
     RefillRequest {
         epoch: Epoch,
+        number: u64,
     },
     /// From a leader that a majority has confirmed since it was asked: be durable up to here.
     RefillAnswer {
         epoch: Epoch,
+        number: u64,
         until: EntryId,
     },
     /// From a damaged group of one to its learners: the lines of these ids, as far as held.

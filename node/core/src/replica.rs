@@ -86,6 +86,9 @@ pub struct Replica {
     installing: bool,
     /// The last append that came meanwhile. Dropped, it would be asked for again only after a second.
     waiting_append: Option<(MemberId, Append)>,
+    /// Of the question up to where this member must be refilled; another one for each quarantine, so that no late
+    /// answer serves a later one.
+    refill_number: u64,
     /// Damage at rest that the leader was told of; nothing has changed yet.
     damage_told: Option<String>,
     /// The leader's snapshot is to replace damage at rest, whatever matches.
@@ -264,6 +267,7 @@ impl Replica {
             catch_up_to: None,
             installing: false,
             waiting_append: None,
+            refill_number: 0,
             damage_told: None,
             needs_snapshot: false,
             stopped: false,
@@ -280,6 +284,9 @@ impl Replica {
         replica.log.lost_at(lost.declared_at);
         replica.persist.start(replica.log.last().id, replica.hard.promise);
         replica.schedule_election(now);
+        if replica.hard.quarantine.is_some() {
+            replica.draw_refill_number();
+        }
         if replica.wants_to_lead_now() {
             replica.campaign_at_ms = now.mono_ms;
         }
@@ -397,8 +404,8 @@ impl Replica {
             Message::Accepted { incarnation } => self.on_accepted(from, incarnation),
             Message::Stale { seen, reason } => self.on_stale(now, from, seen, &reason),
             Message::Show { hello, answer } => self.on_show(from, *hello, answer),
-            Message::RefillRequest { epoch } => self.on_refill_request(from, epoch),
-            Message::RefillAnswer { epoch, until } => self.on_refill_answer(now, from, epoch, until),
+            Message::RefillRequest { epoch, number } => self.on_refill_request(from, epoch, number),
+            Message::RefillAnswer { epoch, number, until } => self.on_refill_answer(now, from, epoch, number, until),
             // Asked by the node around a damaged group of one; the log itself answers (driver).
             Message::LinesRequest { .. } | Message::Lines { .. } => {}
         }

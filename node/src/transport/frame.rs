@@ -112,8 +112,17 @@ struct ShowHeader<'a> {
 }
 
 #[derive(Serialize, Deserialize)]
+struct RefillRequestHeader {
+    epoch: Epoch,
+    #[serde(default)]
+    number: u64,
+}
+
+#[derive(Serialize, Deserialize)]
 struct RefillAnswerHeader {
     epoch: Epoch,
+    #[serde(default)]
+    number: u64,
     until: EntryId,
 }
 
@@ -148,8 +157,12 @@ pub(crate) fn encode(message: &Message, out: &mut BytesMut) -> Result<u64, Frame
         Message::Show { hello, answer } => {
             put(out, kind::SHOW, &ShowHeader { hello: Cow::Borrowed(hello), answer: *answer })
         }
-        &Message::RefillRequest { epoch } => put(out, kind::REFILL_REQUEST, &EpochHeader { epoch }),
-        &Message::RefillAnswer { epoch, until } => put(out, kind::REFILL_ANSWER, &RefillAnswerHeader { epoch, until }),
+        &Message::RefillRequest { epoch, number } => {
+            put(out, kind::REFILL_REQUEST, &RefillRequestHeader { epoch, number })
+        }
+        &Message::RefillAnswer { epoch, number, until } => {
+            put(out, kind::REFILL_ANSWER, &RefillAnswerHeader { epoch, number, until })
+        }
         &Message::LinesRequest { first, last } => put(out, kind::LINES_REQUEST, &RangeHeader { first, last }),
         Message::Lines { first, last, compacted, entries } => {
             put_lines(out, LinesHeader { first: *first, last: *last, compacted: *compacted }, entries)
@@ -294,9 +307,12 @@ pub(crate) fn decode(payload: Bytes) -> Result<Message, FrameError> {
         kind::SHOW => frame
             .only()
             .map(|ShowHeader { hello, answer }| Message::Show { hello: Box::new(hello.into_owned()), answer }),
-        kind::REFILL_REQUEST => frame.only().map(|EpochHeader { epoch }| Message::RefillRequest { epoch }),
+        kind::REFILL_REQUEST => {
+            frame.only().map(|RefillRequestHeader { epoch, number }| Message::RefillRequest { epoch, number })
+        }
         kind::REFILL_ANSWER => {
-            frame.only().map(|RefillAnswerHeader { epoch, until }| Message::RefillAnswer { epoch, until })
+            let message = |RefillAnswerHeader { epoch, number, until }| Message::RefillAnswer { epoch, number, until };
+            frame.only().map(message)
         }
         kind::LINES_REQUEST => frame.only().map(|RangeHeader { first, last }| Message::LinesRequest { first, last }),
         kind::LINES => frame.lines(),

@@ -37,6 +37,7 @@ reached! {
     Refilled => "a member was refilled and trusted again",
     VolumeLost => "a volume was lost",
     VolumeRestored => "an older copy of a volume was put back",
+    LeftForSnapshot => "a running member with damage left for a snapshot",
     StaleVolumeRefused => "an older volume was known and refused",
     Paused => "a node was paused",
     WallClockJumped => "a wall clock jumped",

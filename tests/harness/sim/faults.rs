@@ -1,13 +1,14 @@
 //! Trouble: what goes wrong, when, and to whom. Each fault is counted where it takes effect. Volumes are
 //! lost, damaged or put back only while the others hold everything: the promises ask for no more.
 
+use kv_core::contract::Input;
 use kv_core::entry::EntryId;
 
 use super::Profile;
 use super::coverage::Reached;
 use super::disk::{Crash, Trouble};
 use super::network::Weather;
-use super::node::{Place, Volume};
+use super::node::{Happening, Place, Volume};
 use super::watch::Ledger;
 use super::world::{Event, World};
 
@@ -27,6 +28,8 @@ pub(crate) struct Faults {
     saved: Vec<(usize, Volume)>,
     /// Nothing new goes wrong before.
     hold_until_us: u64,
+    /// No volume goes before: a member may be about to give up its own.
+    volumes_last_until_us: u64,
     is_over: bool,
 }
 
@@ -60,6 +63,7 @@ impl World {
             88..92 => self.save_volume(index),
             92..95 => self.restore_volume(),
             95..97 => self.move_leadership(index),
+            97 => self.find_damage(index),
             _ => {}
         }
     }
@@ -256,6 +260,15 @@ impl World {
         self.start_later(index);
     }
 
+    /// What a running node finds in its sealed files, and cannot make again.
+    fn find_damage(&mut self, index: usize) {
+        if let Some(place) = self.running(index).filter(|_| self.is_spare(index)) {
+            self.faults.volumes_last_until_us = self.now_us + 2 * HEARSAY_US;
+            let reason = "damaged: a sealed file".to_owned();
+            self.arrives(place, Happening::Step(Input::Damaged { reason }));
+        }
+    }
+
     fn save_volume(&mut self, index: usize) {
         let volume = &self.nodes[index].volume;
         if volume.ledger.member().is_none() || volume.ledger.is_damaged {
@@ -326,7 +339,9 @@ impl World {
 
     /// The node's volume may go: the others are a majority without it, and one that has everything.
     fn is_spare(&self, index: usize) -> bool {
-        let Some(leader) = self.leader() else { return false };
+        let Some(leader) = self.leader().filter(|_| self.now_us >= self.faults.volumes_last_until_us) else {
+            return false;
+        };
         let Some(member) = self.nodes[index].process.as_ref().map(|process| process.member) else { return false };
         let voters = self.voters_of(leader);
         (voters.len() > 2 || !voters.contains(&member)) && self.is_whole(leader)

@@ -21,10 +21,12 @@ impl Replica {
             self.needs_snapshot = true;
             return self.ask_for_snapshot();
         }
-        self.damage_told = Some(reason);
+        if self.damage_told.replace(reason).is_none() {
+            self.draw_refill_number();
+        }
         if let Some(leader) = self.leader {
-            let epoch = self.epoch();
-            self.send(leader, Message::RefillRequest { epoch });
+            let (epoch, number) = (self.epoch(), self.refill_number);
+            self.send(leader, Message::RefillRequest { epoch, number });
         }
     }
 
@@ -33,7 +35,9 @@ impl Replica {
         let Some(reason) = self.damage_told.take().filter(|_| self.may_leave(now)) else { return };
         self.needs_snapshot = true;
         self.note(Note::Quarantined { reason: reason.clone() });
-        // The snapshot may end below what was acknowledged.
+        self.draw_refill_number();
+        // The snapshot may end below what was acknowledged, also since the leader was asked.
+        let until = until.max(self.held());
         self.hard.quarantine = Some(Quarantine { reason, until: Some(until), may_vote: false });
         self.persist_state();
         self.ask_for_snapshot();

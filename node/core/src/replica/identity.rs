@@ -196,6 +196,7 @@ impl Replica {
         let known = self.hard.quarantine.take().filter(|quarantine| !quarantine.may_vote);
         if known.is_none() {
             self.note(Note::Quarantined { reason: reason.clone() });
+            self.draw_refill_number();
         }
         // Several voters say so: one refill is enough.
         let fresh = Quarantine { reason, until: None, may_vote: false };
@@ -203,38 +204,54 @@ impl Replica {
         self.persist_state();
     }
 
+    /// Never 0, which a release without numbers means.
+    pub(super) fn draw_refill_number(&mut self) {
+        self.refill_number = self.random.next() | 1;
+    }
+
     pub(super) fn ask_for_refill(&mut self) {
-        let unasked = self.hard.quarantine.as_ref().is_some_and(|quarantine| quarantine.until.is_none());
-        if unasked && mutant::on(Mutant::RefillFromFollower) {
-            let epoch = self.epoch();
+        let Some(Quarantine { until, .. }) = self.hard.quarantine else { return };
+        let (epoch, number) = (self.epoch(), self.refill_number);
+        if until.is_none() && mutant::on(Mutant::RefillFromFollower) {
             let peers: Vec<MemberId> = self.peers.keys().copied().collect();
-            return peers.into_iter().for_each(|peer| self.send(peer, Message::RefillRequest { epoch }));
+            return peers.into_iter().for_each(|peer| self.send(peer, Message::RefillRequest { epoch, number }));
         }
-        if let Some(leader) = self.leader.filter(|leader| unasked && *leader != self.me()) {
-            let epoch = self.epoch();
-            self.send(leader, Message::RefillRequest { epoch });
+        let Some(leader) = self.leader.filter(|leader| *leader != self.me()) else { return };
+        // What this member acknowledged and nobody else held, a later leader may not have: it says up to where, again.
+        let has = self.peers.get(&leader).and_then(|peer| peer.report.as_ref()).map(|report| report.last);
+        if until.is_none_or(|until| has.is_some_and(|has| has < until)) {
+            self.send(leader, Message::RefillRequest { epoch, number });
         }
     }
 
-    pub(super) fn on_refill_answer(&mut self, now: Now, from: MemberId, epoch: Epoch, until: EntryId) {
-        let current = epoch == self.epoch() && (self.leader == Some(from) || mutant::on(Mutant::RefillFromFollower));
+    pub(super) fn on_refill_answer(&mut self, now: Now, from: MemberId, epoch: Epoch, number: u64, until: EntryId) {
+        let leads = self.leader == Some(from) || mutant::on(Mutant::RefillFromFollower);
+        let is_mine = number == self.refill_number || number == 0;
+        if epoch != self.epoch() || !leads || !is_mine {
+            return;
+        }
         match &mut self.hard.quarantine {
-            Some(quarantine) if current && quarantine.until.is_none() => {
+            Some(quarantine) if quarantine.until.is_none_or(|known| until < known && number != 0) => {
                 quarantine.until = Some(until);
                 self.persist_state();
             }
-            None if current => self.leave_for_snapshot(now, until),
-            _ => {}
+            Some(_) => {}
+            None => self.leave_for_snapshot(now, until),
+        }
+    }
+
+    /// Up to here this member has what the present leader has, durably, and may have said so.
+    pub(super) fn held(&self) -> EntryId {
+        match &self.role {
+            Role::Follower(follower) => follower.matched.min(self.persist.durable()),
+            Role::Candidate(_) | Role::Leader(_) => self.applied(),
         }
     }
 
     /// The member holds, durably and matched with the present leader, all that the leader had when it was asked.
     /// Whether it is committed does not matter: committing it may need this member.
     pub(super) fn finish_refill(&mut self) {
-        let held = match &self.role {
-            Role::Follower(follower) => follower.matched.min(self.persist.durable()),
-            Role::Candidate(_) | Role::Leader(_) => self.applied(),
-        };
+        let held = self.held();
         let until = self.hard.quarantine.as_ref().and_then(|quarantine| quarantine.until);
         let has_all = |until: EntryId| until <= held || mutant::on(Mutant::EndQuarantineEarly);
         if until.is_some_and(has_all) && !self.installing && !self.needs_snapshot {

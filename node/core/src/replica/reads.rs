@@ -48,7 +48,7 @@ pub(super) enum Question {
     RequestStatus(RequestId, OperationKind, u64),
     /// A refusal that was decided on the log up to `applied`.
     Refused(Reply),
-    Refill(MemberId),
+    Refill(MemberId, u64),
 }
 
 impl Rounds {
@@ -96,7 +96,7 @@ impl Rounds {
         let unconfirmed = |w: &Waiting| match w.question {
             Question::ReadIndex => mutant::on(Mutant::ReadWithoutRound),
             Question::Refused(_) => mutant::on(Mutant::RefuseUnconfirmed),
-            Question::Refill(_) => mutant::on(Mutant::RefillUnconfirmed),
+            Question::Refill(..) => mutant::on(Mutant::RefillUnconfirmed),
             Question::RequestStatus(..) => false,
         };
         let due = |w: &Waiting| (w.round <= confirmed || unconfirmed(w)) && w.applied <= applied;
@@ -137,18 +137,18 @@ impl Replica {
         leader.rounds.ask(Some(token), applied, question);
     }
 
-    pub(super) fn on_refill_request(&mut self, from: MemberId, epoch: Epoch) {
+    pub(super) fn on_refill_request(&mut self, from: MemberId, epoch: Epoch, number: u64) {
         if epoch != self.epoch() {
             return;
         }
         let last = self.log.last().id;
         if !matches!(self.role, Role::Leader(_)) && mutant::on(Mutant::RefillFromFollower) {
-            self.send(from, Message::RefillAnswer { epoch, until: self.applied() });
+            self.send(from, Message::RefillAnswer { epoch, number, until: self.applied() });
         }
         if let Role::Leader(leader) = &mut self.role
             && leader.rounds.waiting() < self.limits.reads_max
         {
-            leader.rounds.ask(None, last, Question::Refill(from));
+            leader.rounds.ask(None, last, Question::Refill(from, number));
         }
     }
 
@@ -226,9 +226,9 @@ impl Replica {
                 let record = self.state.sessions().lookup(&request, operation, ts_ms);
                 Reply::RequestStatus(record.map(|record| record.written()))
             }
-            Question::Refill(member) => {
+            Question::Refill(member, number) => {
                 let (epoch, until) = (self.epoch(), waiting.applied);
-                return self.send(member, Message::RefillAnswer { epoch, until });
+                return self.send(member, Message::RefillAnswer { epoch, number, until });
             }
         };
         if let Some(token) = waiting.token {

@@ -29,6 +29,14 @@ impl Disk {
         self.log.get(usize::try_from(id.0.checked_sub(1)?).ok()?)
     }
 
+    /// As recovery leaves it when what compaction has made is damaged: no state, and so no line either.
+    pub(super) fn without_base(&self) -> Self {
+        let quarantine = Quarantine { reason: "damaged: the base".into(), until: None, may_vote: false };
+        let hard = HardState { quarantine: Some(quarantine), committed: EntryId::ZERO, ..self.hard.clone() };
+        let base = Base { horizon: LogPosition::default(), refused: Vec::new(), ..self.base.clone() };
+        Self { hard, base, log: Vec::new() }
+    }
+
     /// True: a snapshot was installed.
     pub(super) fn write(&mut self, op: Persist, staged: &mut Option<Staged>) -> bool {
         match op {
@@ -89,7 +97,7 @@ pub(super) fn base_at(disk: &Disk, id: EntryId) -> Base {
 }
 
 /// What recovery would find. The disk keeps all lines, so state is replayed from the first.
-pub(super) fn boot(name: &str, disk: &Disk, failover: Failover, start_id: u64, lead_at_start: bool) -> Boot {
+pub(super) fn boot(name: &str, disk: &Disk, failover: Failover, start_id: u64) -> Boot {
     let mut state = StateMachine::new(&Base { horizon: LogPosition::default(), ..disk.base.clone() }, 7);
     let voters = base_at(disk, EntryId(u64::MAX)).configuration.configuration.voters;
     let only = voters.len() == 1 && voters[0].member_id == disk.hard.member_id;
@@ -120,7 +128,7 @@ pub(super) fn boot(name: &str, disk: &Disk, failover: Failover, start_id: u64, l
         configurations: above.filter_map(config).collect::<Vec<_>>(),
         tail,
         lost: Lost::default(),
-        lead_at_start,
+        lead_at_start: false,
         limits: Limits::default(),
     }
 }

@@ -15,7 +15,9 @@ use std::fmt::Write as _;
 use disk::{Disk, Held, Staged, base_at, boot, empty_disk, position_of};
 use kv_core::Replica;
 use kv_core::command::{Change, Command, Entity, Key, OperationKind, Precondition, RequestId, Value};
-use kv_core::contract::{Base, Effect, Failover, Input, Now, Persist, Reply, Request, SettingsChange, Target, Token};
+use kv_core::contract::{
+    Base, Boot, Effect, Failover, Input, Now, Persist, Reply, Request, SettingsChange, Target, Token,
+};
 use kv_core::entry::{Body, Control, Entry, EntryId, Epoch};
 use kv_core::group::{ClusterId, FeatureLevel, MemberId, MemberInfo, Settings};
 use kv_core::message::{Append, Message, Round};
@@ -36,6 +38,8 @@ pub(crate) struct World {
     token: u64,
     starts: u64,
     failover: Option<Failover>,
+    /// Entries on the way to one peer, when a story wants few.
+    window: Option<usize>,
     /// Nodes that run a release of an older feature level.
     older: BTreeSet<String>,
     out: String,
@@ -58,6 +62,7 @@ impl World {
         let words: Vec<&str> = line.split_whitespace().collect();
         match words[..] {
             ["nodes", ref names @ ..] => names.iter().for_each(|name| self.add(name)),
+            ["window", entries] => self.window = entries.parse().ok(),
             ["automatic"] => self.failover = Some(Failover::Automatic),
             ["bootstrap", ref names @ ..] => self.bootstrap(names),
             ["lead", name] => self.request(name, Request::Lead { target: None }),
@@ -127,6 +132,10 @@ impl World {
                 let node = Node { disk, replica: None, start_id: 0, held: None, lead_at_start: false, staged: None };
                 self.nodes.insert(copy.into(), node);
             }
+            ["lose-base", name] => {
+                let disk = self.nodes[name].disk.without_base();
+                self.bury(name, disk);
+            }
             ["damaged", name] => self.step(name, Input::Damaged { reason: "damaged: a file".into() }),
             ["contradict", to, from, epoch, id] => {
                 let append = self.contradiction(to, from, Epoch(epoch.parse().expect("an epoch")), id);
@@ -165,17 +174,26 @@ impl World {
     }
 
     fn start(&mut self, name: &str) {
-        let (now, failover) = (self.now(), self.failover.unwrap_or(Failover::Manual));
+        let now = self.now();
         self.starts += 1;
         let start_id = self.starts;
         let node = self.node(name);
         node.start_id = start_id;
         node.staged = None;
         node.disk.hard.incarnation += 1;
-        let boot = boot(name, &node.disk, failover, node.start_id, node.lead_at_start);
-        node.replica = Some(Replica::new(boot, now));
+        let lead_at_start = node.lead_at_start;
+        let boot = Boot { lead_at_start, ..self.boot(name) };
+        self.node(name).replica = Some(Replica::new(boot, now));
         self.watch_started(name);
         self.connect(name);
+    }
+
+    fn boot(&self, name: &str) -> Boot {
+        let node = &self.nodes[name];
+        let mut boot = boot(name, &node.disk, self.failover.unwrap_or(Failover::Manual), node.start_id);
+        let window = self.window.unwrap_or(boot.limits.window_entries_max);
+        boot.limits.window_entries_max = window;
+        boot
     }
 
     /// Opens connections between `name` and all that it can reach.
@@ -493,11 +511,9 @@ impl World {
     }
 
     fn persist(&mut self, name: &str, seq: u64, op: Persist) {
-        let failover = self.failover.unwrap_or(Failover::Manual);
         let Node { disk, staged, .. } = self.node(name);
         if disk.write(op, staged) {
-            let node = &self.nodes[name];
-            let boot = Box::new(boot(name, &node.disk, failover, node.start_id, false));
+            let boot = Box::new(self.boot(name));
             return self.step(name, Input::Installed { boot });
         }
         self.step(name, Input::Persisted { seq });

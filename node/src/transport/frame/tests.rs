@@ -70,8 +70,8 @@ pub(crate) fn all_messages() -> Vec<Message> {
         Message::Accepted { incarnation: 12 },
         Message::Stale { seen: Seen { incarnation: 4, ..Seen::default() }, reason: "a \"copied\"\nvolume".into() },
         Message::Show { hello: Box::new(hello(5, Some("c"))), answer: true },
-        Message::RefillRequest { epoch },
-        Message::RefillAnswer { epoch, until: EntryId(9) },
+        Message::RefillRequest { epoch, number: u64::MAX },
+        Message::RefillAnswer { epoch, number: 1, until: EntryId(9) },
         Message::LinesRequest { first: EntryId(2), last: EntryId(4) },
         Message::Lines {
             first: EntryId(2),
@@ -210,6 +210,16 @@ fn what_is_no_message_is_refused_by_name() {
     ] {
         assert_eq!(decode(payload.into()), Err(expected));
     }
+}
+
+/// A release without numbers sends, and reads, headers without one.
+#[test]
+fn a_refill_is_asked_for_and_answered_across_releases() {
+    let until = EntryId(9);
+    let request = sealed('R', r#"{"epoch":3}"#);
+    assert_eq!(decode(request.into()), Ok(Message::RefillRequest { epoch: Epoch(3), number: 0 }));
+    let answer = sealed('r', r#"{"epoch":3,"until":9}"#);
+    assert_eq!(decode(answer.into()), Ok(Message::RefillAnswer { epoch: Epoch(3), number: 0, until }));
 }
 
 fn any_append() -> impl Strategy<Value = Append> {

@@ -130,6 +130,7 @@ impl World {
         let Some(process) = self.process(place) else { return };
         let Some(&connection) = process.connections.get(&to) else { return };
         self.watch_sent(place, to, &message);
+        self.trace.message(&message);
         let Some(open) = self.network.get(connection) else { return };
         let (from, to) = (open.other(open.other(place).place), open.other(place));
         if self.network.is_cut(from.place.node, to.place.node) {
@@ -176,9 +177,9 @@ impl World {
             Note::Deposed { .. } => Reached::Deposed,
             Note::Follows { .. } => Reached::EpochChanged,
             Note::TailCut { .. } => Reached::TailCut,
-            Note::Quarantined { .. } => {
+            Note::Quarantined { reason } => {
                 self.watch_quarantined(place, None);
-                Reached::StaleVolumeRefused
+                if reason.starts_with("damaged") { Reached::LeftForSnapshot } else { Reached::StaleVolumeRefused }
             }
             Note::Refilled => {
                 self.watch_refilled(place);

@@ -39,7 +39,7 @@ impl World {
     fn persist(&mut self, place: Place, seq: u64, op: Persist) {
         let node = &mut self.nodes[place.node];
         let process = node.process.as_mut().expect("it has just been looked at");
-        node.volume.ledger.begins(&op);
+        node.volume.ledger.begins(&op, |id| self.watch.line(id));
         let is_cut = matches!(&op, Persist::Truncate { keep } if *keep < process.wal.last());
         let before = node.volume.disk.calls();
         let result = process.wal.persist(&op);

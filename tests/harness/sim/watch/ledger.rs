@@ -60,11 +60,14 @@ impl Ledger {
         self.incarnation < now.incarnation && newest(self) < newest(now)
     }
 
-    /// The operation is under way: a crash may leave the disk on either side of it.
-    pub(crate) fn begins(&mut self, op: &Persist) {
+    /// The operation is under way: a crash may leave the disk on either side of it. A snapshot holds what was decided,
+    /// and may replace lines that were not.
+    pub(crate) fn begins<'a>(&mut self, op: &Persist, canon: impl Fn(EntryId) -> Option<&'a Line>) {
         match op {
             Persist::Truncate { keep } => drop(self.durable.split_off(&keep.next())),
-            Persist::Install { position, .. } => drop(self.durable.split_off(&position.id.next())),
+            Persist::Install { position, .. } => {
+                self.durable.retain(|id, line| *id <= position.id && canon(*id) == Some(line));
+            }
             Persist::Append { .. } | Persist::State(_) | Persist::Found { .. } | Persist::Recover { .. } => {}
         }
     }

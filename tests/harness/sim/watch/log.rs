@@ -133,6 +133,7 @@ impl World {
     }
 
     fn watch_entry_asked(&mut self, place: Place, entry: &Entry) {
+        self.trace.line(&entry.line);
         self.watch_change_of_voters(place, entry);
         let (ledger, watch) = (&mut self.nodes[place.node].volume.ledger, &mut self.watch);
         assert_eq!(entry.id, ledger.last_asked().next(), "a log has no gap");
