@@ -63,7 +63,7 @@ impl World {
             88..92 => self.save_volume(index),
             92..95 => self.restore_volume(),
             95..97 => self.move_leadership(index),
-            97 => self.find_damage(index),
+            97..99 => self.find_damage(index),
             _ => {}
         }
     }

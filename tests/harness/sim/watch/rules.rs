@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use kv_core::command::Change;
+use kv_core::command::{Change, OperationKind};
 use kv_core::contract::{Refusal, Reply, Token};
 use kv_core::entry::{Body, Control, Entry, EntryId, Epoch};
 use kv_core::group::MemberId;
@@ -190,7 +190,7 @@ impl World {
                     "{reply:?}, and no majority has confirmed the leader since"
                 );
             }
-            Reply::Written { replay: false, .. } if self.grows(delivery) => {
+            Reply::Written { written, replay: false } if written.operation == OperationKind::Set => {
                 let is_full = question.full.0 && self.watch.rules.full.get(&place) == Some(&question.full);
                 assert!(!is_full, "a SET took effect on a disk that was known to be full: {reply:?}");
             }
