@@ -67,7 +67,8 @@ pub struct Quarantine {
     pub reason: String,
     /// The last id that the leader had when it was asked; None: not asked yet.
     pub until: Option<EntryId>,
-    /// False for a copied or restored volume: its promise may be older than one it gave.
+    /// False where the log may lack what was acknowledged, and for a copied or restored volume: its promise may be
+    /// older than one it gave.
     pub may_vote: bool,
 }
 

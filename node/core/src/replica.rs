@@ -87,7 +87,7 @@ pub struct Replica {
     /// The last append that came meanwhile. Dropped, it would be asked for again only after a second.
     waiting_append: Option<(MemberId, Append)>,
     /// Of the question up to where this member must be refilled; another one for each quarantine, so that no late
-    /// answer serves a later one.
+    /// answer serves a later one. 0: nothing was asked since the start.
     refill_number: u64,
     /// Damage at rest that the leader was told of; nothing has changed yet.
     damage_told: Option<String>,
@@ -284,9 +284,6 @@ impl Replica {
         replica.log.lost_at(lost.declared_at);
         replica.persist.start(replica.log.last().id, replica.hard.promise);
         replica.schedule_election(now);
-        if replica.hard.quarantine.is_some() {
-            replica.draw_refill_number();
-        }
         if replica.wants_to_lead_now() {
             replica.campaign_at_ms = now.mono_ms;
         }

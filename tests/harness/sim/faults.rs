@@ -269,9 +269,10 @@ impl World {
         }
     }
 
+    /// While it runs: after a crash nobody knows what the disk holds of what was under way.
     fn save_volume(&mut self, index: usize) {
         let volume = &self.nodes[index].volume;
-        if volume.ledger.member().is_none() || volume.ledger.is_damaged {
+        if self.running(index).is_none() || volume.ledger.member().is_none() || volume.ledger.is_damaged {
             return;
         }
         let saved = Volume { disk: volume.disk.image(Crash::PowerLosesAll), ledger: volume.ledger.clone() };

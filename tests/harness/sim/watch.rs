@@ -29,6 +29,7 @@ use kv_core::state_machine::{Outcome, StateMachine};
 use super::node::Place;
 
 pub(crate) use ledger::Ledger;
+pub(crate) use rules::Log;
 use rules::Rules;
 
 /// A line, with its epoch.

@@ -36,9 +36,10 @@ impl Replica {
         self.needs_snapshot = true;
         self.note(Note::Quarantined { reason: reason.clone() });
         self.draw_refill_number();
-        // The snapshot may end below what was acknowledged, also since the leader was asked.
+        // The snapshot may end below what was acknowledged, also since the leader was asked. Until it takes the log's
+        // place, the log is whole, and good for a vote that may be needed.
         let until = until.max(self.held());
-        self.hard.quarantine = Some(Quarantine { reason, until: Some(until), may_vote: false });
+        self.hard.quarantine = Some(Quarantine { reason, until: Some(until), may_vote: true });
         self.persist_state();
         self.ask_for_snapshot();
     }

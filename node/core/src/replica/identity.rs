@@ -211,6 +211,9 @@ impl Replica {
 
     pub(super) fn ask_for_refill(&mut self) {
         let Some(Quarantine { until, .. }) = self.hard.quarantine else { return };
+        if self.refill_number == 0 {
+            self.draw_refill_number();
+        }
         let (epoch, number) = (self.epoch(), self.refill_number);
         if until.is_none() && mutant::on(Mutant::RefillFromFollower) {
             let peers: Vec<MemberId> = self.peers.keys().copied().collect();

@@ -100,6 +100,9 @@ impl Replica {
             self.leader_heard.mark(now.mono_ms);
         }
         self.hard.committed = position.id;
+        if let Some(quarantine) = &mut self.hard.quarantine {
+            quarantine.may_vote = false; // it may end below what was acknowledged
+        }
         self.installing = true;
         let state = Box::new(self.hard.clone());
         self.persist_install(Persist::Install { state, position });
@@ -123,7 +126,9 @@ impl Replica {
         self.persist_restarted(self.log.last().id);
         self.clock.observe(self.state.last_ts_ms(), now);
         if let Role::Follower(follower) = &mut self.role {
+            // What is committed is in the log of whoever leads.
             *follower = super::Follower::default();
+            follower.matched = applied;
         }
         if self.shown_to.is_empty() {
             self.show_to_all(); // initialised by this snapshot, over connections that are older

@@ -10,6 +10,7 @@ use kv_node::driver::Fetch;
 use super::{Happening, Place};
 use crate::sim::coverage::Reached;
 use crate::sim::network::Packet;
+use crate::sim::watch::Log;
 use crate::sim::world::{Event, World};
 
 /// Taken from the inbox in one round.
@@ -178,8 +179,9 @@ impl World {
             Note::Follows { .. } => Reached::EpochChanged,
             Note::TailCut { .. } => Reached::TailCut,
             Note::Quarantined { reason } => {
-                self.watch_quarantined(place, None);
-                if reason.starts_with("damaged") { Reached::LeftForSnapshot } else { Reached::StaleVolumeRefused }
+                let left = reason.starts_with("damaged");
+                self.watch_quarantined(place, None, if left { Log::Whole } else { Log::Doubtful });
+                if left { Reached::LeftForSnapshot } else { Reached::StaleVolumeRefused }
             }
             Note::Refilled => {
                 self.watch_refilled(place);

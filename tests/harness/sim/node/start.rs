@@ -14,6 +14,7 @@ use super::compaction::Compaction;
 use super::{Place, Process};
 use crate::sim::coverage::Reached;
 use crate::sim::disk::{Crash, SimDisk, Trouble};
+use crate::sim::watch::Log;
 use crate::sim::world::{Event, World};
 
 /// Below this much room a log reports itself full.
@@ -79,7 +80,8 @@ impl World {
         }
         if let Some(quarantine) = &recovered.hard.quarantine {
             self.coverage.count(Reached::Quarantined);
-            self.watch_quarantined(place, quarantine.until);
+            let log = if quarantine.may_vote { Log::Whole } else { Log::Doubtful };
+            self.watch_quarantined(place, quarantine.until, log);
         }
         let node = &mut self.nodes[place.node];
         let lines = reader.read_from(reader.horizon().next(), usize::MAX).expect("just recovered");

@@ -115,6 +115,9 @@ impl World {
         if let Persist::Append { entries, .. } = op {
             return entries.iter().for_each(|entry| self.watch_entry_asked(place, entry));
         }
+        if matches!(op, Persist::Install { .. }) {
+            self.watch_replaced(place);
+        }
         let (ledger, watch) = (&mut self.nodes[place.node].volume.ledger, &mut self.watch);
         match op {
             Persist::Append { .. } => {}

@@ -2,7 +2,7 @@
 //! quarantined member keeps from, how voters change, what a full disk allows. All of it is judged by what
 //! is sent and what arrives, never by what a replica thinks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kv_core::command::{Change, OperationKind};
 use kv_core::contract::{Refusal, Reply, Token};
@@ -38,8 +38,17 @@ pub(super) struct Rules {
     snapshots: BTreeMap<(Place, MemberId), EntryId>,
     /// What was committed when the quarantine began.
     quarantined: BTreeMap<Place, EntryId>,
+    /// Of those, whose log is whole.
+    whole: BTreeSet<Place>,
     /// Whether the replica was told that its disk is full, and how often that changed.
     full: BTreeMap<Place, (bool, u64)>,
+}
+
+/// What a quarantined member has left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Log {
+    Whole,
+    Doubtful,
 }
 
 /// When a question came to a replica.
@@ -102,7 +111,10 @@ impl World {
                 rules.rounds.entry((place, *epoch, *round)).or_insert(mono_ms);
             }
             Message::VoteRequest(_) => assert!(!is_quarantined, "a quarantined member campaigns"),
-            Message::VoteReply(reply) => assert!(!is_quarantined || !reply.granted, "a quarantined member votes"),
+            Message::VoteReply(reply) => {
+                let may_vote = !is_quarantined || rules.whole.contains(&place);
+                assert!(may_vote || !reply.granted, "a quarantined member votes");
+            }
             Message::TimeoutNow { .. } => self.check_hand_over(place, to),
             _ => {}
         }
@@ -247,8 +259,11 @@ impl World {
         assert!(holds, "a leader answers a read that no majority has heard of within the lease");
     }
 
-    pub(crate) fn watch_quarantined(&mut self, place: Place, until: Option<EntryId>) {
+    pub(crate) fn watch_quarantined(&mut self, place: Place, until: Option<EntryId>, log: Log) {
         let committed = EntryId(self.watch.committed());
+        if log == Log::Whole {
+            self.watch.rules.whole.insert(place);
+        }
         self.watch.rules.quarantined.insert(place, until.map_or(committed, |until| until.min(committed)));
     }
 
@@ -279,6 +294,11 @@ impl World {
             let last = self.nodes[there.node].volume.ledger.last_asked().max(snapshot);
             assert!(!is_there || limit <= last, "compaction up to {limit}, and {voter} is there and ends at {last}");
         }
+    }
+
+    /// A snapshot may end below what was acknowledged.
+    pub(super) fn watch_replaced(&mut self, place: Place) {
+        self.watch.rules.whole.remove(&place);
     }
 
     pub(crate) fn watch_snapshot_sent(&mut self, place: Place, to: MemberId) {
