@@ -90,6 +90,10 @@ impl Replica {
         let overtaken = (position.id < self.committed
             || (!empty && !self.needs_snapshot && self.log.matches(position)))
             && !mutant::on(Mutant::InstallOvertakenSnapshot);
+        if overtaken {
+            // The leader may not get further without this member: lines do until damage is told of again.
+            self.needs_snapshot = false;
+        }
         if self.installing || !same_group || overtaken || !(empty || self.follow(now, from, epoch)) {
             return; // the leader finds out by probing, and sends another if it is still needed
         }
