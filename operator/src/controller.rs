@@ -37,6 +37,8 @@ use crate::watches::{self, Caches};
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
 /// After a conflict: the watch brings what somebody else wrote well within this.
 const AFTER_CONFLICT: Duration = Duration::from_millis(200);
+/// How often a start looks whether the caches are filled.
+const UNTIL_FILLED: Duration = Duration::from_millis(100);
 /// Clusters that are reconciled at once: one that waits for its nodes delays no other.
 const CONCURRENCY: u16 = 16;
 
@@ -211,6 +213,9 @@ async fn reconcile(guarded: Arc<Guarded>, context: Arc<Context>) -> Result<Actio
     };
     if cluster.metadata.deletion_timestamp.is_some() {
         return Ok(Action::await_change());
+    }
+    if !context.sources.caches.are_filled() {
+        return Ok(Action::requeue(UNTIL_FILLED));
     }
     let (began, uid) = (Instant::now(), cluster.uid().unwrap_or_default());
     let result = five_verbs(cluster, &context).await;

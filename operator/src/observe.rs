@@ -39,7 +39,6 @@ pub struct Sources {
 
 /// May be cancelled: reads only.
 pub async fn observe(sources: &Sources, cluster: &KvCluster) -> Result<Observed, Error> {
-    sources.caches.filled().await;
     let identity = validate::identity(cluster);
     let (children, mut foreign) = children(sources, &identity, &cluster.spec).await?;
     let set = children.iter().find(|child| child.kind == Kind::StatefulSet).map(|child| &child.object);

@@ -10,6 +10,7 @@ use std::fmt::Debug;
 use std::hash::Hash;
 use std::sync::{Mutex, PoisonError};
 
+use futures::FutureExt;
 use futures::stream::{self, BoxStream, StreamExt, select_all};
 use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod};
 use kube::api::{Api, ApiResource, DynamicObject};
@@ -79,16 +80,18 @@ pub(crate) fn start(client: &Client, namespace: Option<&str>) -> (Caches, Trigge
 }
 
 impl Caches {
-    /// Returns when everything has been listed once. May be cancelled. Hosts are not waited for: who may not
-    /// read them takes them to stay.
-    pub(crate) async fn filled(&self) {
-        let Self { children, pods, claims, hosts: _, pod_monitors: _ } = self;
-        // An error says that the watches have ended, and with them the process.
-        for (_, store) in children.iter().filter(|(kind, _)| **kind != Kind::PodMonitor) {
-            let _ = store.wait_until_ready().await;
+    /// Everything has been listed once. Hosts are not waited for: who may not read them takes them to stay.
+    pub(crate) fn are_filled(&self) -> bool {
+        fn is_filled<K>(store: &Store<K>) -> bool
+        where
+            K: Resource + Clone + 'static,
+            K::DynamicType: Eq + Hash + Clone,
+        {
+            store.wait_until_ready().now_or_never().is_some()
         }
-        let _ = pods.wait_until_ready().await;
-        let _ = claims.wait_until_ready().await;
+        let Self { children, pods, claims, hosts: _, pod_monitors: _ } = self;
+        let mut needed = children.iter().filter(|(kind, _)| **kind != Kind::PodMonitor);
+        needed.all(|(_, store)| is_filled(store)) && is_filled(pods) && is_filled(claims)
     }
 
     /// As they would be after watches that showed these objects.

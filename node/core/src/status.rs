@@ -1,5 +1,6 @@
 //! What a node reports of itself: the `/status` document. One type for the node that writes it and
-//! for the operator and tests that read it. Holds no logic.
+//! for the operator and tests that read it. Holds no logic. A field that a release adds has a default: an
+//! operator reads nodes of the release before.
 
 use serde::{Deserialize, Serialize};
 
