@@ -30,7 +30,7 @@ use crate::entry::{EntryId, Epoch, LogPosition};
 use crate::group::{Configuration, ConfigurationAt, MemberId, MemberInfo};
 use crate::heartbeat::Heard;
 use crate::keyspace::Keyspace;
-use crate::message::{Append, Heartbeat, Hello, Message, Promise};
+use crate::message::{Append, Heartbeat, Hello, Message, Promise, Seen};
 use crate::mutant::{self, Mutant};
 use crate::sessions::Sessions;
 use crate::state_machine::StateMachine;
@@ -101,6 +101,8 @@ pub struct Replica {
     urls: Arc<BTreeMap<MemberId, String>>,
     /// Committed id at the last save of the hard state.
     saved_committed: EntryId,
+    /// What was seen of others at the last save.
+    saved_seen: BTreeMap<MemberId, Seen>,
 }
 
 /// What is fixed for one start of the process.
@@ -247,6 +249,7 @@ impl Replica {
             committed: applied,
             saved_committed: hard.committed,
             standing: Standing { let_go: configurations.has_dropped(hard.member_id), ..Standing::default() },
+            saved_seen: hard.seen.clone(),
             configurations,
             peers: BTreeMap::new(),
             role: Role::Follower(Follower::default()),

@@ -98,6 +98,9 @@ impl Replica {
             Seen { promise: shown.promise.max(seen.promise), durable: shown.durable.max(seen.durable), ..shown };
         if seen != shown {
             *self.seen_of(from) = shown;
+        }
+        // Also what was known already: it may be by what `saw` has only in memory.
+        if self.saved_seen.get(&from) != Some(&shown) {
             self.persist_state();
         }
         if mutant::on(Mutant::AcceptBeforeSeenIsDurable) {

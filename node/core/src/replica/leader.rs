@@ -59,6 +59,7 @@ impl Replica {
         self.deposed = false;
         self.lead_wanted = false;
         self.catch_up_to = Some(inherited);
+        self.observe_inherited_time(now);
         if inherited > EntryId::ZERO && !mutant::on(Mutant::NoEpochStart) {
             let leader = self.me();
             self.append_control(now, Control::Epoch { leader });
@@ -72,6 +73,16 @@ impl Replica {
         }
         self.heartbeat_at_ms = now.mono_ms + self.tuning.heartbeat_interval_ms;
         self.send_heartbeats(now);
+    }
+
+    /// Time in the log never goes back, also behind entries that are not applied yet.
+    fn observe_inherited_time(&mut self, now: Now) {
+        for id in self.applied().0 + 1..=self.log.last().id.0 {
+            let entry = self.log.get(EntryId(id)).expect("what is not applied is in memory");
+            if let Some(ts_ms) = entry.ts_ms {
+                self.clock.observe(ts_ms, now);
+            }
+        }
     }
 
     /// A leader that no majority is heard by any more decides nothing, and its heartbeats may still keep others

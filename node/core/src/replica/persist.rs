@@ -103,6 +103,7 @@ impl Replica {
     pub(super) fn persist_with_state(&mut self, op: Persist) {
         self.submit_entries();
         self.persist(op);
+        self.saved_seen.clone_from(&self.hard.seen);
         self.persist.promise_seq = self.persist.submitted;
         self.persist.then(Then::Promised(self.hard.promise));
     }
