@@ -46,6 +46,8 @@ pub use coverage::{Coverage, Reached};
 pub use many::{Next, Total, run_many};
 pub use mutants::{Caught, Hunt, hunt, hunt_all, recorded};
 
+use network::Weather;
+use shape::Emphasis;
 use world::{Event, World};
 
 /// The group must have been founded, and later be whole again, within this much virtual time.
@@ -67,7 +69,8 @@ pub struct Options {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Profile {
     Usual,
-    /// Small windows between members, bits that flip in the active segment, names that others ask for.
+    /// Small windows between members, bits that flip in the active segment, names that others ask for, changes of voters
+    /// on the heels of each other, and more of one kind of trouble: [`shape::Emphasis`].
     Tight,
 }
 
@@ -106,8 +109,17 @@ impl World {
         self.at(30_000, Event::Admin);
         self.run_until(WELL_WITHIN_US, |world| world.leader().is_some());
         assert!(self.leader().is_some(), "the group was not founded in time");
-        self.start_clients();
-        self.at(self.now_us, Event::Fault);
+        if self.shape.emphasis == Emphasis::Storms {
+            self.network.weather = Weather::Chaos;
+        }
+        if self.shape.clients_wait_us > 0 {
+            self.at(self.now_us, Event::Fault);
+            self.run_until(self.now_us + self.shape.clients_wait_us, |_| false);
+            self.start_clients();
+        } else {
+            self.start_clients();
+            self.at(self.now_us, Event::Fault);
+        }
         let end = self.steps() + steps;
         self.run_until(u64::MAX, |world| world.steps() >= end);
         self.end_faults();

@@ -4,18 +4,23 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use kv_core::mutant::Mutant;
-use kv_tests::sim::{Hunt, Options, hunt, hunt_all};
+use kv_tests::sim::{Hunt, Options, hunt, hunt_all, recorded};
 
 /// Of a promise's text, in the table.
 const PROMISE_CHARS: usize = 150;
 
-/// Searches from the first seed on. `only`: a part of a mutant's name.
+/// Tries the recorded seed, then searches from the first on. `only`: a part of a mutant's name.
 pub(crate) fn mutants(first: u64, seeds: u64, only: Option<&str>, options: &Options, threads: usize) -> ExitCode {
     let begun = Instant::now();
     let wanted = |mutant: &Mutant| only.is_none_or(|only| mutant.name().contains(only));
     let mutants: Vec<Mutant> = Mutant::ALL.iter().copied().filter(wanted).collect();
     println!("{:<34} {:>6} {:>5} {:>7} {:>8}  caught by", "rule broken", "seed", "seeds", "steps", "times");
-    let hunts = hunt_all(&mutants, threads, |mutant| hunt(mutant, first..first + seeds, options), print);
+    let recorded = recorded();
+    let search = |mutant: Mutant| {
+        let known = recorded.get(mutant.name()).copied();
+        hunt(mutant, known.into_iter().chain(first..first + seeds), options)
+    };
+    let hunts = hunt_all(&mutants, threads, search, print);
     let survivors: Vec<&Hunt> = hunts.iter().filter(|hunt| hunt.caught.is_none()).collect();
     println!("{} of {} caught in {:.0} s", hunts.len() - survivors.len(), hunts.len(), begun.elapsed().as_secs_f64());
     for Hunt { mutant, times, .. } in &survivors {

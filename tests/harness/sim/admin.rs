@@ -10,6 +10,7 @@ use kv_core::status::Role;
 use super::Profile;
 use super::coverage::Reached;
 use super::node::{Happening, Place};
+use super::shape::Emphasis;
 use super::world::{Event, Waiter, World};
 
 /// What an order is for, to know what its answer means.
@@ -46,7 +47,9 @@ const SENT_MAX: usize = 20;
 
 impl World {
     pub(crate) fn administer(&mut self) {
-        let again_us = self.random.between(30_000, 500_000);
+        let is_hasty = self.shape.emphasis == Emphasis::Storms && self.leader().is_some();
+        let again_us_max = if is_hasty { 150_000 } else { 500_000 };
+        let again_us = self.random.between(30_000, again_us_max);
         self.at(self.now_us + again_us, Event::Admin);
         if self.admin.founders.is_empty() {
             self.choose_founders();
@@ -122,9 +125,15 @@ impl World {
     fn meddle(&mut self) {
         let index = self.random.index(self.nodes.len());
         let leader = self.leader().map_or(index, |place| place.node);
+        if self.shape.emphasis == Emphasis::Storms && self.random.percent(60) {
+            return self.order(index, Order::Lead, Request::Lead { target: None });
+        }
         match self.random.below(20) {
             0..4 => self.register_strangers(30),
-            4..7 => self.add(leader, index, Order::Voter),
+            4..7 => {
+                self.add(leader, index, Order::Voter);
+                self.promote_another_soon();
+            }
             7..9 => self.remove(leader, index),
             9..11 => self.order(index, Order::Lead, Request::Lead { target: None }),
             11 => self.lead_by_target(index),
@@ -137,6 +146,22 @@ impl World {
             _ => {}
         }
         self.watch_hand_overs();
+    }
+
+    /// While the change before may still be under way.
+    fn promote_another_soon(&mut self) {
+        if self.profile == Profile::Tight {
+            self.register_strangers(100);
+            let another = self.random.index(self.nodes.len());
+            let delay_us = self.random.between(300, 6_000);
+            self.at(self.now_us + delay_us, Event::Promote(another));
+        }
+    }
+
+    pub(crate) fn promote(&mut self, index: usize) {
+        if let Some(leader) = self.leader() {
+            self.add(leader.node, index, Order::Voter);
+        }
     }
 
     fn take_name(&mut self, leader: usize, index: usize) {

@@ -9,6 +9,7 @@ use super::coverage::Reached;
 use super::disk::{Crash, Trouble};
 use super::network::Weather;
 use super::node::{Happening, Place, Volume};
+use super::shape::Emphasis;
 use super::watch::Ledger;
 use super::world::{Event, World};
 
@@ -17,8 +18,16 @@ const PAUSE_US: (u64, u64) = (5_000, 250_000);
 /// A machine stops within so many calls.
 const CALLS_MAX: u64 = 40;
 
+/// What a slow disk takes longer, and how long it is slow.
+const SLOW_DISK_US: u64 = 150_000;
+const SLOW_US: u64 = 2_000_000;
+/// About as much as one line.
+const LINE_BYTES: usize = 100;
+
 /// Tries to put an older volume back while the others are heard.
 const PUT_BACK_TRIES_MAX: u64 = 40;
+/// A node that starts, and is heard, within this time has perhaps learned nothing new.
+const SHORT_START_US: u64 = 120_000;
 /// Within this time all voters know what a member has promised and made durable.
 const HEARSAY_US: u64 = 800_000;
 
@@ -44,10 +53,14 @@ impl World {
         let pause_us = self.random.between(PAUSE_US.0, PAUSE_US.1);
         self.at(self.now_us + pause_us, Event::Fault);
         let index = self.random.index(self.shape.nodes);
+        if self.shape.emphasis == Emphasis::Volumes && self.random.percent(30) {
+            return self.meddle_with_volumes(index);
+        }
         match self.random.below(100) {
             0..10 => self.crash(index),
             10..18 => self.arm(index),
             18..22 => self.pause(index),
+            22..34 if self.shape.emphasis == Emphasis::Disks && self.random.percent(50) => self.cut_leader_off(),
             22..34 => self.cut_something(index),
             34..42 => self.heal_network(),
             42..47 => self.change_weather(),
@@ -65,6 +78,16 @@ impl World {
             95..97 => self.move_leadership(index),
             97..99 => self.find_damage(index),
             _ => {}
+        }
+    }
+
+    fn meddle_with_volumes(&mut self, index: usize) {
+        match self.random.below(6) {
+            0 => self.damage(index),
+            1 => self.save_volume(index),
+            2 => self.restore_volume(),
+            3 => self.lose_volume(index),
+            _ => self.start_twice(index),
         }
     }
 
@@ -133,6 +156,10 @@ impl World {
             return self.tell(index, format_args!("does not reach {}", self.nodes[other].name));
         }
         self.coverage.count(Reached::CutOff);
+        self.cut_off(index);
+    }
+
+    fn cut_off(&mut self, index: usize) {
         for other in (0..self.nodes.len()).filter(|other| *other != index) {
             self.network.cut(index, other);
             self.network.cut(other, index);
@@ -140,12 +167,41 @@ impl World {
         self.tell(index, format_args!("is cut off"));
     }
 
+    /// Until the others have had the time to elect one: what it has ordered meanwhile, and perhaps not synced yet,
+    /// meets the log of its successor.
+    fn cut_leader_off(&mut self) {
+        let Some(leader) = self.leader().map(|place| place.node) else { return };
+        self.coverage.count(Reached::CutOff);
+        self.cut_off(leader);
+        let timeout_us = self.shape.timeout_ms * 1000;
+        if self.random.percent(50) {
+            self.nodes[leader].disk_delay_us = 3 * timeout_us;
+        }
+        let until_us = self.now_us + timeout_us * self.random.between(100, 250) / 100;
+        self.at(until_us, Event::Rejoin(leader));
+    }
+
+    /// While somebody is refilled, the others need not be fast.
+    fn slow_somebody(&mut self) {
+        if self.profile == Profile::Tight && self.random.percent(60) {
+            let index = self.random.index(self.nodes.len());
+            self.nodes[index].disk_delay_us = SLOW_DISK_US;
+            self.at(self.now_us + SLOW_US, Event::Rejoin(index));
+        }
+    }
+
+    pub(crate) fn rejoin(&mut self, index: usize) {
+        self.network.heal();
+        self.nodes[index].disk_delay_us = 0;
+    }
+
     fn heal_network(&mut self) {
         self.network.heal();
     }
 
     fn change_weather(&mut self) {
-        self.network.weather = self.random.pick(&[Weather::Calm, Weather::Slow, Weather::Chaos]).expect("three");
+        let calm = if self.shape.emphasis == Emphasis::Storms { Weather::Chaos } else { Weather::Calm };
+        self.network.weather = self.random.pick(&[calm, Weather::Slow, Weather::Chaos]).expect("three");
     }
 
     fn break_a_connection(&mut self) {
@@ -238,7 +294,12 @@ impl World {
         if names.is_empty() {
             return;
         }
-        let name = names[self.random.index(names.len())].clone();
+        let mut name = names[self.random.index(names.len())].clone();
+        if let Some(active) =
+            active.as_ref().filter(|active| names.contains(active)).filter(|_| self.random.percent(50))
+        {
+            name.clone_from(active);
+        }
         self.part(index, Crash::Process);
         let disk = &self.nodes[index].volume.disk;
         let is_active = active.as_ref() == Some(&name);
@@ -246,12 +307,19 @@ impl World {
         let bytes = disk.bytes_of(&name).min(usize::try_from(bytes).unwrap_or(usize::MAX));
         if bytes > 0 && (is_active || self.random.percent(80)) {
             self.coverage.count(Reached::BitFlipped);
-            disk.flip(&name, self.random.index(bytes), u32::try_from(self.random.below(8)).expect("small"));
+            let near_its_end = bytes - bytes.min(LINE_BYTES);
+            let from = if is_active && self.random.percent(70) { near_its_end } else { 0 };
+            disk.flip(
+                &name,
+                from + self.random.index(bytes - from),
+                u32::try_from(self.random.below(8)).expect("small"),
+            );
         } else {
             self.coverage.count(Reached::SegmentVanished);
             disk.vanish(&name);
         }
         self.tell(index, format_args!("is damaged: {name}"));
+        self.slow_somebody();
         let Volume { disk, ledger } = &mut self.nodes[index].volume;
         (ledger.is_damaged, ledger.may_look_torn) = (true, is_active);
         if is_active {
@@ -296,13 +364,31 @@ impl World {
         }
     }
 
+    /// A copy is made while the node is down, the node starts, and the copy starts in its place: the second start
+    /// of one incarnation.
+    fn start_twice(&mut self, index: usize) {
+        if !self.is_spare(index) {
+            return;
+        }
+        self.heal_some();
+        self.faults.hold_until_us = self.now_us + 2 * SHORT_START_US;
+        self.part(index, Crash::Process);
+        self.save_volume(index);
+        self.at(self.now_us, Event::Start(index));
+        let until_us = self.now_us + self.random.between(SHORT_START_US / 4, SHORT_START_US);
+        self.at(until_us, Event::PutBack { index, tries: 1 });
+    }
+
     fn older_copy(&self, index: usize) -> Option<usize> {
         let ledger = &self.nodes[index].volume.ledger;
+        let is_tight = self.profile == Profile::Tight;
+        let is_older = |saved: &Ledger| saved.is_older_than(ledger) || (is_tight && saved.is_from_before(ledger));
         let fits = |(of, saved): &(usize, Volume)| {
-            let is_older = saved.ledger.member() == ledger.member() && saved.ledger.is_older_than(ledger);
+            let is_older = saved.ledger.member() == ledger.member() && is_older(&saved.ledger);
             *of == index && is_older && !self.was_alone(&saved.ledger)
         };
-        self.faults.saved.iter().position(fits)
+        let mut saved = self.faults.saved.iter();
+        if is_tight { saved.rposition(fits) } else { saved.position(fits) }
     }
 
     /// A copy of the only voter has nobody to ask: `docs/correctness.md`, *What escapes*.
@@ -322,9 +408,12 @@ impl World {
             return;
         };
         let (_, saved) = self.faults.saved.swap_remove(at);
+        let member = saved.ledger.member().expect("only what is of a member is saved");
         self.coverage.count(Reached::VolumeRestored);
         self.tell(index, format_args!("gets an older volume"));
         self.part(index, Crash::Power);
+        self.watch_put_back(member);
+        self.slow_somebody();
         self.bury(index, saved);
         self.start_later(index);
     }

@@ -57,6 +57,10 @@ pub(crate) struct Fate {
 #[derive(Debug)]
 pub(crate) struct Network {
     pub(crate) weather: Weather,
+    /// How much later a message that comes twice comes again; 0: as late as any.
+    pub(crate) echo_us_max: u64,
+    /// Of a hundred messages in chaos.
+    pub(crate) twice_percent: u64,
     connections: BTreeMap<ConnectionId, Connection>,
     next: u64,
     /// `(from, to)` of nodes between which nothing passes in that direction.
@@ -65,7 +69,14 @@ pub(crate) struct Network {
 
 impl Default for Network {
     fn default() -> Self {
-        Self { weather: Weather::Calm, connections: BTreeMap::new(), next: 1, cut: BTreeSet::new() }
+        Self {
+            weather: Weather::Calm,
+            echo_us_max: 0,
+            twice_percent: 6,
+            connections: BTreeMap::new(),
+            next: 1,
+            cut: BTreeSet::new(),
+        }
     }
 }
 
@@ -123,11 +134,15 @@ impl Network {
     pub(crate) fn send(&mut self, now_us: u64, random: &mut Random, id: ConnectionId, to: End) -> Fate {
         let copies = match self.weather {
             Weather::Chaos if random.percent(4) => 0,
-            Weather::Chaos if random.percent(6) => 2,
+            Weather::Chaos if random.percent(self.twice_percent) => 2,
             _ => 1,
         };
         let mut fate = Fate::default();
-        for _ in 0..copies {
+        for copy in 0..copies {
+            if copy > 0 && self.echo_us_max > 0 {
+                fate.arrivals_us.push(now_us + random.below(self.echo_us_max));
+                continue;
+            }
             let arrival_us = now_us + self.delay_us(random);
             let Some(connection) = self.connections.get_mut(&id) else { return fate };
             let last_us = &mut connection.last_arrival_us[usize::from(connection.ends[1] == to)];

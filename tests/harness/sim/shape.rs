@@ -5,6 +5,18 @@ use kv_core::group::Settings;
 
 use crate::random::Random;
 
+/// Of what there is more than usual in a tight world.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Emphasis {
+    Nothing,
+    /// Bad weather from the beginning, and leadership that is moved all the time: what is late meets later epochs.
+    Storms,
+    /// Slow disks, and leaders that are cut off: what is not synced yet meets the log of a successor.
+    Disks,
+    /// Volumes that are lost, damaged, put back and started twice.
+    Volumes,
+}
+
 #[derive(Debug, Clone)]
 pub(crate) struct Shape {
     pub(crate) nodes: usize,
@@ -12,6 +24,9 @@ pub(crate) struct Shape {
     pub(crate) voters: usize,
     pub(crate) is_manual: bool,
     pub(crate) clients: usize,
+    /// The administrator has the group for himself this long.
+    pub(crate) clients_wait_us: u64,
+    pub(crate) emphasis: Emphasis,
     pub(crate) keys: u64,
     pub(crate) heartbeat_ms: u64,
     pub(crate) timeout_ms: u64,
@@ -35,6 +50,8 @@ impl Shape {
             voters,
             is_manual: random.percent(20),
             clients: random.pick(&[1, 2, 3, 5]).expect("not empty"),
+            clients_wait_us: 0,
+            emphasis: Emphasis::Nothing,
             keys: random.between(1, 8),
             heartbeat_ms,
             timeout_ms: heartbeat_ms * random.between(4, 8),

@@ -13,6 +13,7 @@
 
 mod answers;
 mod audit;
+mod evidence;
 mod ledger;
 mod log;
 mod rules;
@@ -28,6 +29,7 @@ use kv_core::state_machine::{Outcome, StateMachine};
 
 use super::node::Place;
 
+use evidence::Evidence;
 pub(crate) use ledger::Ledger;
 pub(crate) use rules::Log;
 use rules::Rules;
@@ -80,6 +82,7 @@ pub(crate) struct Watch {
     votes: BTreeMap<(MemberId, Epoch), MemberId>,
     applied_here: BTreeMap<Place, EntryId>,
     rules: Rules,
+    evidence: Evidence,
     graveyard: Vec<Ledger>,
     /// The highest id that an answer has shown.
     floor: EntryId,
@@ -104,6 +107,7 @@ impl Watch {
             votes: BTreeMap::new(),
             applied_here: BTreeMap::new(),
             rules: Rules::default(),
+            evidence: Evidence::default(),
             graveyard: Vec::new(),
             floor: EntryId::ZERO,
             rounds: 0,

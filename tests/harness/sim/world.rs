@@ -16,7 +16,7 @@ use super::disk::SimDisk;
 use super::faults::Faults;
 use super::network::{Network, Packet};
 use super::node::{Happening, Node, Place, Process, Transfers, Volume};
-use super::shape::Shape;
+use super::shape::{Emphasis, Shape};
 use super::trace::Trace;
 use super::watch::{Ledger, Watch};
 use super::{Options, Profile};
@@ -24,6 +24,12 @@ use crate::random::Random;
 
 /// Names of the nodes; as many as a shape wants are used.
 const NAMES: [&str; 6] = ["a", "b", "c", "d", "e", "twin"];
+
+/// A message that comes twice comes again within this time.
+const ECHO_US_MAX: u64 = 3_000_000;
+
+/// Most disks are fast, and some take this long for everything.
+const DISK_DELAYS_US: [u64; 4] = [0, 0, 5_000, 100_000];
 
 /// What happens at its time.
 #[derive(Debug)]
@@ -42,8 +48,15 @@ pub(crate) enum Event {
     CallTimeout(u64, u64),
     Client(usize),
     Admin,
+    /// Who was cut off is reached again.
+    Rejoin(usize),
+    /// The administrator asks for one more voter.
+    Promote(usize),
     Fault,
-    PutBack { index: usize, tries: u64 },
+    PutBack {
+        index: usize,
+        tries: u64,
+    },
 }
 
 /// Who waits for a reply of a replica.
@@ -79,8 +92,18 @@ impl World {
         let Options { steps: _, tells, profile } = *options;
         let mut random = Random::new(seed);
         let mut shape = Shape::draw(&mut random);
+        let mut disk_delays_us: &[u64] = &[0];
+        let mut network = Network::default();
         if profile == Profile::Tight {
             shape.window_entries = random.pick(&[1, 3, shape.window_entries]).expect("not empty");
+            shape.clients_wait_us = random.pick(&[0, 0, 2_000_000]).expect("not empty");
+            shape.emphasis =
+                random.pick(&[Emphasis::Storms, Emphasis::Disks, Emphasis::Volumes, Emphasis::Volumes]).expect("some");
+            match shape.emphasis {
+                Emphasis::Storms => (network.echo_us_max, network.twice_percent) = (ECHO_US_MAX, 30),
+                Emphasis::Disks => disk_delays_us = &DISK_DELAYS_US,
+                Emphasis::Volumes | Emphasis::Nothing => {}
+            }
         }
         let nodes = NAMES[..shape.nodes].iter().map(|name| {
             let volume = Volume { disk: SimDisk::new(random.draw()), ledger: Ledger::default() };
@@ -89,7 +112,7 @@ impl World {
                 volume,
                 clock: Clock::new(random.between(950, 1050)),
                 paused_until_us: 0,
-                disk_delay_us: 0,
+                disk_delay_us: if disk_delays_us.len() > 1 { random.pick(disk_delays_us).expect("some") } else { 0 },
                 process: None,
             }
         });
@@ -109,7 +132,7 @@ impl World {
             steps: 0,
             disk_calls: 0,
             nodes,
-            network: Network::default(),
+            network,
             transfers: Transfers::new(),
             coverage: Coverage::default(),
             trace: Trace::new(tells),
@@ -186,6 +209,8 @@ impl World {
             Event::CallTimeout(call, attempt) => self.timed_out(call, attempt),
             Event::Client(client) => self.client_acts(client),
             Event::Admin => self.administer(),
+            Event::Rejoin(index) => self.rejoin(index),
+            Event::Promote(index) => self.promote(index),
             Event::Fault => self.fault(),
             Event::PutBack { index, tries } => self.put_back(index, tries),
         }

@@ -4,10 +4,11 @@
 use kv_core::contract::{Effect, Input, Note};
 use kv_core::entry::EntryId;
 use kv_core::group::MemberId;
-use kv_core::message::Message;
+use kv_core::message::{AppendAck, AppendResult, Message};
 use kv_node::driver::Fetch;
 
 use super::{Happening, Place};
+use crate::sim::Profile;
 use crate::sim::coverage::Reached;
 use crate::sim::network::Packet;
 use crate::sim::watch::Log;
@@ -15,6 +16,13 @@ use crate::sim::world::{Event, World};
 
 /// Taken from the inbox in one round.
 const PER_ROUND: usize = 64;
+
+/// A request for a snapshot comes again within this time: then another one comes behind it.
+const SNAPSHOT_ASKED_AGAIN_US_MAX: u64 = 1_000_000;
+
+fn asks_for_snapshot(message: &Message) -> bool {
+    matches!(message, Message::AppendAck(AppendAck { result: AppendResult::NeedSnapshot, .. }))
+}
 
 impl World {
     /// A round at the given time, unless an earlier one is due.
@@ -48,6 +56,7 @@ impl World {
         let Some(process) = self.process(place) else { return };
         if now.mono_ms >= process.replica.deadline_ms() {
             self.step(place, Input::Tick);
+            self.watch_ticked(place);
         }
         let Some(process) = self.process(place) else { return };
         let effects = process.replica.take_effects(now);
@@ -77,6 +86,7 @@ impl World {
                 match &input {
                     Input::Request { token, .. } => self.watch_question(place, *token),
                     Input::Storage { full } => self.watch_told_full(place, *full),
+                    Input::Connected { hello } => self.watch_connected(place, hello),
                     _ => {}
                 }
                 self.step(place, input);
@@ -145,7 +155,11 @@ impl World {
             _ => Some(Reached::MessageTwice),
         };
         reached.into_iter().for_each(|reached| self.coverage.count(reached));
-        for at_us in fate.arrivals_us {
+        let mut arrivals_us = fate.arrivals_us;
+        if self.profile == Profile::Tight && asks_for_snapshot(&message) {
+            arrivals_us.push(self.now_us + self.random.below(SNAPSHOT_ASKED_AGAIN_US_MAX));
+        }
+        for at_us in arrivals_us {
             let message = message.clone();
             self.at(at_us, Event::Packet(Box::new(Packet { connection, from, to, message })));
         }

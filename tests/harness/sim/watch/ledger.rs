@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use kv_core::contract::Persist;
+use kv_core::contract::{HardState, Persist};
 use kv_core::entry::{Entry, EntryId};
 use kv_core::group::MemberId;
-use kv_core::message::Promise;
+use kv_core::message::{Promise, Seen};
 use kv_node::wal::Recovered;
 
 use super::Line;
@@ -21,6 +21,8 @@ pub(crate) struct Ledger {
     /// What the log said is durable.
     pub(super) durable: BTreeMap<EntryId, Line>,
     pub(super) promise: Promise,
+    /// What the volume remembers of other members.
+    pub(super) seen: BTreeMap<MemberId, Seen>,
     /// Something was done to the disk that no disk may do.
     pub(crate) is_damaged: bool,
     /// The damage is in the active segment: a loss of power before a start has found it takes the hint with it that
@@ -33,6 +35,12 @@ pub(crate) struct Ledger {
 impl Ledger {
     pub(crate) fn member(&self) -> Option<MemberId> {
         self.member
+    }
+
+    /// This much of the hard state is durable.
+    pub(super) fn keeps(&mut self, hard: &HardState) {
+        self.promise = hard.promise;
+        self.seen.clone_from(&hard.seen);
     }
 
     pub(super) fn last_asked(&self) -> EntryId {
@@ -58,6 +66,12 @@ impl Ledger {
     pub(crate) fn is_older_than(&self, now: &Self) -> bool {
         let newest = |ledger: &Self| (ledger.promise.epoch, ledger.last_durable());
         self.incarnation < now.incarnation && newest(self) < newest(now)
+    }
+
+    /// The same volume from before its last start, with all that it has acknowledged.
+    pub(crate) fn is_from_before(&self, now: &Self) -> bool {
+        let newest = |ledger: &Self| (ledger.promise.epoch, ledger.last_durable());
+        self.incarnation < now.incarnation && newest(self) == newest(now)
     }
 
     /// The operation is under way: a crash may leave the disk on either side of it. A snapshot holds what was decided,
@@ -109,7 +123,8 @@ impl Ledger {
         let below = (1..=base.horizon.id.0).map(EntryId);
         self.durable = below.filter_map(|id| Some((id, canon(id)?))).chain(found).collect();
         self.asked = self.durable.clone();
-        (self.member, self.incarnation, self.promise) = (Some(hard.member_id), hard.incarnation, hard.promise);
+        (self.member, self.incarnation) = (Some(hard.member_id), hard.incarnation);
+        self.keeps(hard);
         (self.is_damaged, self.may_look_torn, self.sync_failed) = (false, false, false);
     }
 

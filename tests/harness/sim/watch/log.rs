@@ -10,9 +10,10 @@ use kv_core::quorum::majority;
 use kv_core::state_machine::Outcome;
 use kv_core::status::Role;
 
-use super::{Decided, Effect, Line, Watch};
+use super::{Decided, Effect, Ledger, Line, Watch};
+use crate::sim::admin::Order;
 use crate::sim::node::Place;
-use crate::sim::world::World;
+use crate::sim::world::{Waiter, World};
 
 /// Every so many rounds the state of a replica is compared even if nothing else calls for it.
 const COMPARE_EVERY: u64 = 3;
@@ -22,12 +23,14 @@ impl World {
         self.watch.applied_here.insert(place, EntryId::ZERO);
         self.watch_applied(place);
         self.compare_state(place);
+        self.watch_started_in_a_group(place);
     }
 
     /// After the steps of a round.
     pub(crate) fn watch_round(&mut self, place: Place) {
         self.watch.rounds += 1;
         self.watch_leader(place);
+        self.check_leading(place);
         let has_applied = self.watch_applied(place);
         if has_applied && self.watch.rounds.is_multiple_of(COMPARE_EVERY) {
             self.compare_state(place);
@@ -72,17 +75,19 @@ impl World {
     /// A majority of the voters' disks holds the line now. Majorities of neighbouring configurations
     /// intersect, so it may be that of the one before.
     pub(super) fn check_majority(&self, place: Place, id: EntryId, line: &Line) {
-        let held_by = |voter: &MemberId| {
-            let living = self.nodes.iter().map(|node| &node.volume.ledger);
-            let mut ledgers = living.chain(&self.watch.graveyard).filter(|ledger| ledger.member() == Some(*voter));
-            ledgers.any(|ledger| ledger.durable.get(&id) == Some(line))
-        };
+        let held_by = |voter: &MemberId| self.ledgers_of(*voter).any(|ledger| ledger.durable.get(&id) == Some(line));
         let holds = |voters: &Vec<MemberId>| voters.iter().filter(|v| held_by(v)).count() >= majority(voters.len());
         let mine = self.voters_of(place);
         let recent = self.watch.configurations.iter().rev().take(2);
         let first: Vec<MemberId> = self.founders();
         let holds = std::iter::once(&mine).chain(recent).chain([&first]).any(holds);
         assert!(holds, "entry {id} is committed, and not on the disks of a majority");
+    }
+
+    /// Of all volumes that this member has had.
+    pub(super) fn ledgers_of(&self, member: MemberId) -> impl Iterator<Item = &Ledger> {
+        let living = self.nodes.iter().map(|node| &node.volume.ledger);
+        living.chain(&self.watch.graveyard).filter(move |ledger| ledger.member() == Some(member))
     }
 
     pub(crate) fn voters_of(&self, place: Place) -> Vec<MemberId> {
@@ -128,6 +133,11 @@ impl World {
             }
             Persist::Install { position, .. } => {
                 assert!(position.id.0 <= watch.committed(), "a snapshot holds only what is committed");
+                let is_refilled = watch.rules.is_quarantined(place);
+                for (id, line) in ledger.asked.range(position.id.next()..).filter(|_| !is_refilled) {
+                    let is_kept = watch.line(*id) != Some(line);
+                    assert!(is_kept, "entry {id} is committed, and a snapshot at {} drops it", position.id);
+                }
                 let lines = (1..=position.id.0).map(EntryId);
                 ledger.asked = lines.filter_map(|id| Some((id, watch.line(id)?.clone()))).collect();
             }
@@ -138,11 +148,25 @@ impl World {
     fn watch_entry_asked(&mut self, place: Place, entry: &Entry) {
         self.trace.line(&entry.line);
         self.watch_change_of_voters(place, entry);
+        self.watch_first_entry(place, entry);
+        self.watch_time(place, entry);
         let (ledger, watch) = (&mut self.nodes[place.node].volume.ledger, &mut self.watch);
         assert_eq!(entry.id, ledger.last_asked().next(), "a log has no gap");
         let before = ledger.asked.last_key_value().map_or(Epoch::default(), |(_, line)| line.epoch);
         let line = watch.note_line(entry, before);
         ledger.asked.insert(entry.id, line);
+    }
+
+    /// The first write of a group has id 1, unless its voters were changed before: that needs an entry.
+    fn watch_first_entry(&self, place: Place, entry: &Entry) {
+        if entry.id != EntryId(1) || !matches!(entry.body, Body::Control(Control::Epoch { .. })) {
+            return;
+        }
+        let Some(process) = self.nodes[place.node].process.as_ref() else { return };
+        let changes = |waiter: &Waiter| matches!(waiter, Waiter::Admin(Order::Voter | Order::Remove));
+        let is_needed = process.waiting.values().any(changes);
+        let orders = self.leads_in(place, entry.epoch);
+        assert!(!orders || is_needed, "the first entry is the start of an epoch, and nobody changes voters");
     }
 
     pub(crate) fn watch_persisted(&mut self, place: Place, op: &Persist) {
@@ -154,10 +178,10 @@ impl World {
             }
             Persist::Truncate { .. } => {}
             Persist::State(state) | Persist::Found { state, .. } | Persist::Recover { state, .. } => {
-                ledger.promise = state.promise;
+                ledger.keeps(state);
             }
             Persist::Install { state, position } => {
-                ledger.promise = state.promise;
+                ledger.keeps(state);
                 let lines = (1..=position.id.0).map(EntryId);
                 ledger.durable = lines.filter_map(|id| Some((id, watch.line(id)?.clone()))).collect();
             }
@@ -205,6 +229,7 @@ impl World {
     /// A new leader holds everything that was committed in the epochs before its own. (Its votes may have
     /// been given before a later leader was elected.)
     pub(crate) fn watch_elected(&self, place: Place, epoch: Epoch) {
+        self.check_promised(place, epoch);
         let ledger = &self.nodes[place.node].volume.ledger;
         for (decided, id) in self.watch.canon.iter().zip(1..).filter(|(decided, _)| decided.known_by < epoch) {
             let id = EntryId(id);

@@ -18,7 +18,7 @@ use crate::sim::node::Place;
 use crate::sim::world::{Waiter, World};
 
 /// Of the heartbeat time-out, from the sending of a round that a majority answered.
-const LEASE_PERCENT: u64 = 90;
+pub(super) const LEASE_PERCENT: u64 = 90;
 /// Clocks drift by a twentieth, and what has arrived is looked at a little later.
 const SURELY_HEARD_PERCENT: u64 = 80;
 const PERHAPS_HEARD_PERCENT: u64 = 120;
@@ -29,9 +29,9 @@ const HAND_OVER_US_MAX: u64 = 8_000_000;
 #[derive(Debug, Default)]
 pub(super) struct Rules {
     /// When a leader first sent a round, by its own clock.
-    rounds: BTreeMap<(Place, Epoch, Round), u64>,
+    pub(super) rounds: BTreeMap<(Place, Epoch, Round), u64>,
     /// The last round that a member answered to a leader.
-    answered: BTreeMap<(Place, Epoch, MemberId), Round>,
+    pub(super) answered: BTreeMap<(Place, Epoch, MemberId), Round>,
     heard_us: BTreeMap<(Place, MemberId), u64>,
     questions: BTreeMap<(Place, Token), Question>,
     /// Up to where a snapshot was sent: who takes it needs no line below.
@@ -53,7 +53,7 @@ pub(crate) enum Log {
 
 /// When a question came to a replica.
 #[derive(Debug, Clone, Copy)]
-struct Question {
+pub(super) struct Question {
     at_us: u64,
     epoch: Epoch,
     /// The last round of the epoch by then.
@@ -64,23 +64,35 @@ struct Question {
     holder_lives: bool,
 }
 
+impl Rules {
+    pub(super) fn is_quarantined(&self, place: Place) -> bool {
+        self.quarantined.contains_key(&place)
+    }
+}
+
 impl World {
     pub(crate) fn watch_question(&mut self, place: Place, token: Token) {
+        if let Some(question) = self.question(place, Some(token)) {
+            self.watch.rules.questions.insert((place, token), question);
+        }
+    }
+
+    /// What is the case as it comes. None: nobody is there.
+    pub(super) fn question(&self, place: Place, token: Option<Token>) -> Option<Question> {
         let now = self.clock_of(place);
-        let Some(process) = self.nodes[place.node].process.as_ref() else { return };
+        let process = self.nodes[place.node].process.as_ref()?;
         let epoch = process.replica.view(now).epoch;
         let last = process.replica.positions().0.id;
         let rules = &self.watch.rules;
         let sent = rules.rounds.range((place, epoch, Round(0))..=(place, epoch, Round(u64::MAX)));
         let round = sent.last().map(|((_, _, round), _)| *round);
         let full = rules.full.get(&place).copied().unwrap_or_default();
-        let holder = process.waiting.get(&token).and_then(|waiter| match waiter {
+        let holder = token.and_then(|token| process.waiting.get(&token)).and_then(|waiter| match waiter {
             Waiter::Admin(Order::TakeName(holder)) => Some(*holder),
             _ => None,
         });
         let holder_lives = holder.is_some_and(|holder| self.lives(place, holder));
-        let question = Question { at_us: self.now_us, epoch, round, last, full, holder_lives };
-        self.watch.rules.questions.insert((place, token), question);
+        Some(Question { at_us: self.now_us, epoch, round, last, full, holder_lives })
     }
 
     pub(crate) fn watch_told_full(&mut self, place: Place, is_full: bool) {
@@ -89,6 +101,7 @@ impl World {
     }
 
     pub(crate) fn watch_received(&mut self, place: Place, from: MemberId, message: &Message) {
+        self.note_evidence(place, from, message);
         let rules = &mut self.watch.rules;
         rules.heard_us.insert((place, from), self.now_us);
         let (epoch, round) = match message {
@@ -102,6 +115,7 @@ impl World {
     }
 
     pub(super) fn watch_rules_of_sending(&mut self, place: Place, to: MemberId, message: &Message) {
+        self.check_evidence(place, to, message);
         let mono_ms = self.clock_of(place).mono_ms;
         let rules = &mut self.watch.rules;
         let is_quarantined = rules.quarantined.contains_key(&place);
@@ -138,8 +152,8 @@ impl World {
         let committed = process.replica.positions().1;
         for entry in append.entries.iter().filter(|entry| entry.epoch == append.epoch && entry.id > committed) {
             let Some(voters) = voters_in(entry) else { continue };
-            let before = self.voters_before(place, entry.id);
-            let is_removed = before.is_some_and(|(_, before)| before.contains(&to)) && !voters.contains(&to);
+            let before = self.voters_before(place, entry.id).map_or_else(|| self.founders(), |(_, before)| before);
+            let is_removed = before.contains(&to) && !voters.contains(&to);
             assert!(!is_removed, "{to} gets entry {}, which removes it, before it is committed", entry.id);
         }
     }
@@ -158,7 +172,10 @@ impl World {
         assert_eq!(own, Some(entry.epoch), "entry {} changes voters before one of its epoch is committed", entry.id);
         let (changed_at, before) = self.voters_before(place, entry.id).unwrap_or((EntryId::ZERO, self.founders()));
         assert!(changed_at <= committed, "entry {} changes voters while {changed_at} does", entry.id);
-        let added = after.iter().filter(|voter| !before.contains(voter)).count();
+        let added: Vec<&MemberId> = after.iter().filter(|voter| !before.contains(voter)).collect();
+        let have_answered = added.iter().all(|voter| self.has_acknowledged(place, entry.epoch, **voter));
+        assert!(have_answered, "entry {} makes {added:?} voters, which have acknowledged nothing", entry.id);
+        let added = added.len();
         let removed = before.iter().filter(|voter| !after.contains(voter)).count();
         assert!(added + removed == 1, "entry {} adds {added} voters and removes {removed}", entry.id);
         let me = process.member;
@@ -167,7 +184,7 @@ impl World {
     }
 
     /// The configuration below an entry in this node's log. None: that of the founders.
-    fn voters_before(&self, place: Place, id: EntryId) -> Option<(EntryId, Vec<MemberId>)> {
+    pub(super) fn voters_before(&self, place: Place, id: EntryId) -> Option<(EntryId, Vec<MemberId>)> {
         let below = self.nodes[place.node].volume.ledger.asked.range(..id).rev();
         let entries = below.filter_map(|(_, line)| Entry::decode(line.bytes.clone()).ok());
         entries.into_iter().find_map(|entry| Some((entry.id, voters_in(&entry)?)))
@@ -219,7 +236,7 @@ impl World {
     }
 
     /// By a round that began since, or by an entry that was ordered since.
-    fn is_confirmed(&self, place: Place, question: &Question) -> bool {
+    pub(super) fn is_confirmed(&self, place: Place, question: &Question) -> bool {
         let Some(process) = self.nodes[place.node].process.as_ref() else { return true };
         let epoch = process.replica.view(self.clock_of(place)).epoch;
         let before = question.round.filter(|_| epoch == question.epoch);
@@ -233,7 +250,7 @@ impl World {
     }
 
     /// That of the replica now, or one of the last: it may have changed since it was counted by.
-    fn any_configuration(&self, place: Place, holds: impl Fn(&[MemberId]) -> bool) -> bool {
+    pub(super) fn any_configuration(&self, place: Place, holds: impl Fn(&[MemberId]) -> bool) -> bool {
         let recent = self.watch.configurations.iter().rev().take(2);
         let (mine, first) = (self.voters_of(place), self.founders());
         [&mine].into_iter().chain(recent).chain([&first]).any(|voters| holds(voters))

@@ -1,0 +1,284 @@
+//! The checks of what counts: a leader, a commit, a lease, a showing and an acknowledgement rest on what was
+//! made durable and on what has arrived, from whom and in which epoch. The watch keeps that evidence by
+//! itself, from the messages and the disks, and compares. Called by the checks of sending and of rounds.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use kv_core::entry::{Entry, EntryId, Epoch, LogPosition};
+use kv_core::group::MemberId;
+use kv_core::message::{Append, AppendAck, AppendResult, Hello, Message, Promise, VoteKind, VoteReply};
+use kv_core::quorum::majority;
+use kv_core::status::Role;
+
+use super::rules::{LEASE_PERCENT, Question};
+use crate::sim::node::Place;
+use crate::sim::world::World;
+
+/// Showings of one member that are remembered for their answers.
+const SHOWINGS_MAX: usize = 256;
+/// The fastest clock, in percent of true time.
+const CLOCKS_PERCENT_MAX: u64 = 106;
+
+/// What has arrived where.
+#[derive(Debug, Default)]
+pub(super) struct Evidence {
+    /// What a member has acknowledged to a leader, and whether it said that this counts.
+    acknowledged: BTreeMap<(Place, Epoch, MemberId), (EntryId, Counts)>,
+    /// Up to where appends of an epoch came to a process.
+    covered: BTreeMap<(Place, Epoch), EntryId>,
+    /// Processes that started on a volume of a group, which may be an old one.
+    must_show: BTreeSet<Place>,
+    /// Who has accepted what this process showed.
+    accepted_by: BTreeSet<(Place, MemberId)>,
+    /// What was shown to a process, and not answered yet.
+    showings: BTreeMap<(Place, MemberId), Vec<Showing>>,
+    /// The last showing that a member accepted of another.
+    accepted: BTreeMap<(MemberId, MemberId), Showing>,
+    /// The epoch that a process led in after its last round, and what was committed.
+    led: BTreeMap<Place, (Epoch, EntryId)>,
+    /// The latest beginning of the time in the log, and when that was.
+    time: Option<(u64, u64)>,
+    /// When a leader was asked up to where a member must be refilled.
+    refills: BTreeMap<(Place, MemberId), Question>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Counts {
+    Yes,
+    No,
+}
+
+/// What a member shows of one start of its volume.
+#[derive(Debug, Clone, Copy)]
+struct Showing {
+    incarnation: u64,
+    start_id: u64,
+    promise: Epoch,
+    durable: LogPosition,
+}
+
+impl Showing {
+    fn of(hello: &Hello) -> Self {
+        let Hello { incarnation, start_id, promise, durable, .. } = hello;
+        Self { incarnation: *incarnation, start_id: *start_id, promise: promise.epoch, durable: *durable }
+    }
+
+    /// Nothing that the earlier one has is missing, and it is no second start beside that.
+    fn follows(&self, earlier: &Self) -> bool {
+        let is_same = (self.incarnation, self.start_id) == (earlier.incarnation, earlier.start_id);
+        let newest = |showing: &Self| (showing.promise, showing.durable);
+        is_same || (self.incarnation > earlier.incarnation && newest(self) >= newest(earlier))
+    }
+}
+
+impl World {
+    pub(crate) fn watch_connected(&mut self, place: Place, hello: &Hello) {
+        let showings = self.watch.evidence.showings.entry((place, hello.member_id)).or_default();
+        if showings.len() == SHOWINGS_MAX {
+            showings.remove(0); // refused ones are never answered
+        }
+        showings.push(Showing::of(hello));
+    }
+
+    /// A volume that was put back remembers nothing of what it accepted since.
+    pub(crate) fn watch_put_back(&mut self, member: MemberId) {
+        self.watch.evidence.accepted.retain(|(by, _), _| *by != member);
+    }
+
+    /// What was due has been done: it is not due again at the same time.
+    pub(crate) fn watch_ticked(&self, place: Place) {
+        let now_ms = self.clock_of(place).mono_ms;
+        let Some(process) = self.nodes[place.node].process.as_ref() else { return };
+        let due_ms = process.replica.deadline_ms();
+        assert!(due_ms > now_ms, "what was due at {due_ms} is not done at {now_ms}");
+    }
+
+    pub(super) fn note_evidence(&mut self, place: Place, from: MemberId, message: &Message) {
+        let evidence = &mut self.watch.evidence;
+        match message {
+            Message::AppendAck(AppendAck { epoch, result: AppendResult::Durable(id), unfit, .. }) => {
+                let counts = if *unfit { Counts::No } else { Counts::Yes };
+                let known = evidence.acknowledged.entry((place, *epoch, from)).or_insert((*id, counts));
+                *known = (known.0.max(*id), counts);
+            }
+            Message::Append(Append { epoch, prev, entries, .. }) => {
+                let end = entries.last().map_or(prev.id, |entry| entry.id);
+                let covered = evidence.covered.entry((place, *epoch)).or_default();
+                *covered = end.max(*covered);
+            }
+            Message::Accepted { .. } => drop(evidence.accepted_by.insert((place, from))),
+            Message::Show { hello, .. } => self.watch_connected(place, hello),
+            Message::RefillRequest { .. } => {
+                if let Some(question) = self.question(place, None) {
+                    self.watch.evidence.refills.entry((place, from)).or_insert(question);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn check_evidence(&mut self, place: Place, to: MemberId, message: &Message) {
+        match message {
+            Message::AppendAck(AppendAck { epoch, result: AppendResult::Durable(id), unfit, .. }) => {
+                let covered = self.watch.evidence.covered.get(&(place, *epoch)).copied().unwrap_or_default();
+                assert!(*id <= covered, "acknowledges {id}, and appends of epoch {epoch} came up to {covered}");
+                let is_quarantined = self.watch.rules.is_quarantined(place);
+                assert!(*unfit || !is_quarantined, "a quarantined member's acknowledgement up to {id} counts");
+                if !unfit && *id > EntryId::ZERO {
+                    self.check_shown(place, "acknowledges");
+                }
+            }
+            Message::HeartbeatAck { .. } => self.check_shown(place, "confirms a leader"),
+            Message::VoteReply(VoteReply { granted: true, kind, .. }) if *kind != VoteKind::Pre => {
+                self.check_shown(place, "votes");
+            }
+            Message::Accepted { incarnation } => self.check_accepted(place, to, *incarnation),
+            Message::RefillAnswer { epoch, .. } => {
+                let leads = self.leads_in(place, *epoch);
+                assert!(leads, "says up to where to refill, and does not lead in epoch {epoch}");
+                if let Some(question) = self.watch.evidence.refills.remove(&(place, to)) {
+                    assert!(self.is_confirmed(place, &question), "says up to where to refill, and is not confirmed");
+                }
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn leads_in(&self, place: Place, epoch: Epoch) -> bool {
+        let process = self.nodes[place.node].process.as_ref();
+        let view = process.map(|process| process.replica.view(self.clock_of(place)));
+        view.is_some_and(|view| view.role == Role::Leader && view.epoch == epoch)
+    }
+
+    /// Who acts has shown itself to enough voters for a majority with itself.
+    fn check_shown(&self, place: Place, does: &str) {
+        let Some(process) = self.nodes[place.node].process.as_ref() else { return };
+        if !self.watch.evidence.must_show.contains(&place) {
+            return;
+        }
+        let me = process.member;
+        let knows = |voter: &MemberId| *voter == me || self.watch.evidence.accepted_by.contains(&(place, *voter));
+        let is_known = self.any_configuration(place, |voters| {
+            !voters.contains(&me) || voters.iter().filter(|v| knows(v)).count() >= majority(voters.len())
+        });
+        assert!(is_known, "{} {does} before a majority has accepted what it shows", self.nodes[place.node].name);
+    }
+
+    /// Who has accepted one start of a member accepts no older and no second one; and has it on its disk.
+    fn check_accepted(&mut self, place: Place, of: MemberId, incarnation: u64) {
+        let Some(process) = self.nodes[place.node].process.as_ref() else { return };
+        let key = (process.member, of);
+        let Some(showings) = self.watch.evidence.showings.get_mut(&(place, of)) else { return };
+        let earlier = self.watch.evidence.accepted.get(&key);
+        let fits = |s: &Showing| s.incarnation == incarnation && earlier.is_none_or(|earlier| s.follows(earlier));
+        let Some(at) = showings.iter().position(fits) else {
+            panic!("accepts incarnation {incarnation} of {of} after {earlier:?}; it showed {showings:?}");
+        };
+        let showing = showings.remove(at);
+        let seen = self.nodes[place.node].volume.ledger.seen.get(&of);
+        let is_durable = seen.is_some_and(|seen| seen.incarnation >= showing.incarnation);
+        assert!(is_durable, "accepts {showing:?} of {of}, and has {seen:?} on its disk");
+        self.watch.evidence.accepted.insert(key, showing);
+    }
+
+    /// Time in the log never goes back, and goes on from its first entry no faster than true time, whatever the wall
+    /// clocks show. (It may lag: it stands still while nobody leads.)
+    pub(super) fn watch_time(&mut self, place: Place, entry: &Entry) {
+        let Some(ts_ms) = entry.ts_ms.filter(|_| self.leads_in(place, entry.epoch)) else { return };
+        let below = self.nodes[place.node].volume.ledger.asked.range(..entry.id).rev();
+        let mut entries = below.filter_map(|(_, line)| Entry::decode(line.bytes.clone()).ok());
+        let before_ms = entries.find_map(|entry| entry.ts_ms);
+        let most_ms = self
+            .watch
+            .evidence
+            .time
+            .map_or(0, |(ms, at_us)| ms + (self.now_us - at_us) * CLOCKS_PERCENT_MAX / 100 / 1000 + 2);
+        match before_ms {
+            Some(before_ms) => {
+                let goes_on = (before_ms..=most_ms).contains(&ts_ms);
+                assert!(goes_on, "entry {} is of {ts_ms}, and not in {before_ms}..={most_ms}", entry.id);
+            }
+            None if ts_ms > most_ms => self.watch.evidence.time = Some((ts_ms, self.now_us)),
+            None => {}
+        }
+    }
+
+    /// The last configuration of a log is in force, however it was compacted.
+    pub(super) fn watch_started_in_a_group(&mut self, place: Place) {
+        let Some(process) = self.nodes[place.node].process.as_ref() else { return };
+        if process.replica.view(self.clock_of(place)).role == Role::Uninitialised {
+            return;
+        }
+        self.watch.evidence.must_show.insert(place);
+        if self.watch.rules.is_quarantined(place) {
+            return;
+        }
+        let last = self.voters_before(place, EntryId(u64::MAX)).map_or_else(|| self.founders(), |(_, voters)| voters);
+        let voters: BTreeSet<MemberId> = self.voters_of(place).into_iter().collect();
+        assert_eq!(voters, last.into_iter().collect(), "the voters, and those of the last configuration in the log");
+    }
+
+    /// A majority's promises are on its disks, the new leader's among them.
+    pub(super) fn check_promised(&self, place: Place, epoch: Epoch) {
+        let Some(me) = self.nodes[place.node].process.as_ref().map(|process| process.member) else { return };
+        let keeps = |promise: Promise| promise.epoch > epoch || promise == Promise { epoch, candidate: Some(me) };
+        let has_promised = |voter: &MemberId| self.ledgers_of(*voter).any(|ledger| keeps(ledger.promise));
+        let holds = self.any_configuration(place, |voters| {
+            voters.iter().filter(|voter| has_promised(voter)).count() >= majority(voters.len())
+        });
+        assert!(holds && has_promised(&me), "{me} leads in epoch {epoch} without a majority's durable promises");
+    }
+
+    /// What a leader counts and how long it answers by itself, after each of its rounds.
+    pub(super) fn check_leading(&mut self, place: Place) {
+        let Some(process) = self.nodes[place.node].process.as_ref() else { return };
+        let view = process.replica.view(self.clock_of(place));
+        let committed = process.replica.positions().1;
+        if view.role != Role::Leader {
+            self.watch.evidence.led.remove(&place);
+            return;
+        }
+        let before = self.watch.evidence.led.insert(place, (view.epoch, committed));
+        if before.is_some_and(|(epoch, was)| epoch == view.epoch && was < committed) {
+            self.check_counted(place, view.epoch, committed);
+        }
+        self.check_lease(place, view.epoch, view.lease_until_mono_ms);
+    }
+
+    /// A member has answered this leader's appends in this epoch.
+    pub(super) fn has_acknowledged(&self, place: Place, epoch: Epoch, member: MemberId) -> bool {
+        self.watch.evidence.acknowledged.contains_key(&(place, epoch, member))
+    }
+
+    /// Entries are committed by counting those of the own epoch, as acknowledged in it by a majority.
+    fn check_counted(&self, place: Place, epoch: Epoch, id: EntryId) {
+        let Some(process) = self.nodes[place.node].process.as_ref() else { return };
+        let ledger = &self.nodes[place.node].volume.ledger;
+        let of = ledger.asked.get(&id).map(|line| line.epoch);
+        assert_eq!(of, Some(epoch), "entry {id} is committed by counting, and is of another epoch than its leader's");
+        let acknowledged = |voter: &MemberId| match self.watch.evidence.acknowledged.get(&(place, epoch, *voter)) {
+            _ if *voter == process.member => ledger.durable.contains_key(&id),
+            Some((up_to, Counts::Yes)) => *up_to >= id,
+            Some((_, Counts::No)) | None => false,
+        };
+        let holds = self.any_configuration(place, |voters| {
+            voters.iter().filter(|voter| acknowledged(voter)).count() >= majority(voters.len())
+        });
+        assert!(holds, "entry {id} is counted as committed, and no majority has acknowledged it in epoch {epoch}");
+    }
+
+    /// The lease ends so long after the sending of a round that a majority has answered, not later.
+    fn check_lease(&self, place: Place, epoch: Epoch, until_ms: u64) {
+        let Some(process) = self.nodes[place.node].process.as_ref() else { return };
+        let rules = &self.watch.rules;
+        let lease_ms = self.shape.timeout_ms * LEASE_PERCENT / 100;
+        let covers = |voter: &MemberId| {
+            let answered = rules.answered.get(&(place, epoch, *voter)).copied();
+            let sent_ms = answered.and_then(|round| rules.rounds.get(&(place, epoch, round)).copied());
+            *voter == process.member || sent_ms.is_some_and(|sent_ms| until_ms <= sent_ms + lease_ms)
+        };
+        let holds = until_ms == 0
+            || self.any_configuration(place, |v| v.iter().filter(|voter| covers(voter)).count() >= majority(v.len()));
+        assert!(holds, "the lease ends at {until_ms}, later than what a majority has answered in epoch {epoch} allows");
+    }
+}
