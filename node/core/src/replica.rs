@@ -281,9 +281,7 @@ impl Replica {
             urls: Arc::default(),
             hard,
         };
-        if mutant::on(Mutant::ForgetQuarantineAtRestart) {
-            replica.hard.quarantine = None;
-        }
+        let _ = replica.hard.quarantine.take_if(|_| mutant::on(Mutant::ForgetQuarantineAtRestart));
         replica.log.lost_at(lost.declared_at);
         replica.persist.start(replica.log.last().id, replica.hard.promise);
         replica.schedule_election(now);
