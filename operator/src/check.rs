@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::crd::{ConditionType, KvCluster};
 use crate::names::{CLIENT_PORT, MANAGER_LABEL};
+use crate::node_client::plain_http;
 
 /// Marks the clusters that may be removed here.
 const MANAGER: &str = "kv-operator-check";
@@ -82,8 +83,7 @@ async fn write_and_read(api: &Api<KvCluster>, check: &Check) -> Result<(), Check
         tokio::time::sleep(EVERY).await;
     }
     tracing::info!("{namespace}/{name} is Available after {:.1} s", began.elapsed().as_secs_f64());
-    let client = reqwest::Client::builder().timeout(REQUEST_MAX).no_proxy().tls_certs_only([]).build();
-    let client = client.expect("nothing in this configuration depends on the machine");
+    let client = plain_http(|builder| builder.timeout(REQUEST_MAX));
     // Nobody else has ever written it.
     let value = Value::String(created.uid().unwrap_or_default());
     let url = |service: &str| format!("http://{service}.{namespace}.svc:{CLIENT_PORT}/key/{KEY}");

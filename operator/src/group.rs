@@ -150,12 +150,12 @@ fn cluster_id(observed: &Observed) -> Option<ClusterId> {
     most.map(|(id, _)| (*id).clone())
 }
 
-fn members_of<'a>(
+/// The pods that answer as members of this group.
+pub(crate) fn members_of<'a>(
     observed: &'a Observed,
     cluster_id: &ClusterId,
 ) -> impl Iterator<Item = (u32, &'a PodSeen, &'a NodeStatus)> {
-    let answering = observed.pods.iter().filter_map(|(ordinal, pod)| Some((*ordinal, pod, pod.status()?)));
-    answering.filter(move |(_, _, status)| status.replica.cluster_id.as_ref() == Some(cluster_id))
+    observed.pods.iter().filter_map(move |(ordinal, pod)| Some((*ordinal, pod, pod.status_in(cluster_id)?)))
 }
 
 fn voter<'a>(identity: &Identity, observed: &'a Observed, member: &MemberStatus) -> Voter<'a> {

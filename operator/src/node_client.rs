@@ -8,6 +8,7 @@ use kv_core::contract::SettingsChange;
 use kv_core::entry::{EntryId, Epoch};
 use kv_core::group::{ClusterId, MemberId, MemberInfo, Settings};
 use kv_core::status::{CompactionSchedule, Failover, NodeStatus};
+use reqwest::{Client, ClientBuilder};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -27,12 +28,12 @@ const DETAIL_CHARACTERS_MAX: usize = 300;
 
 /// Speaks to the nodes of all clusters; the connections are kept.
 #[derive(Debug, Clone)]
-pub struct NodeClient(reqwest::Client);
+pub struct NodeClient(Client);
 
 /// The nodes of one cluster, with their token.
 #[derive(Debug)]
 pub struct Nodes<'a> {
-    client: &'a reqwest::Client,
+    client: &'a Client,
     token: Option<String>,
 }
 
@@ -88,11 +89,15 @@ struct TuneBody {
     storage_limit: Option<u64>,
 }
 
+/// A client for nodes, whoever asks them: they speak plain HTTP, and an image needs no CA roots.
+pub(crate) fn plain_http(configure: impl FnOnce(ClientBuilder) -> ClientBuilder) -> Client {
+    let builder = configure(Client::builder()).no_proxy().tls_certs_only([]);
+    builder.build().expect("nothing in this configuration depends on the machine")
+}
+
 impl Default for NodeClient {
     fn default() -> Self {
-        // Nodes speak plain HTTP: an image needs no CA roots.
-        let builder = reqwest::Client::builder().connect_timeout(CONNECT_MAX).no_proxy().tls_certs_only([]);
-        Self(builder.build().expect("nothing in this configuration depends on the machine"))
+        Self(plain_http(|builder| builder.connect_timeout(CONNECT_MAX)))
     }
 }
 

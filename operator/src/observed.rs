@@ -100,6 +100,11 @@ impl PodSeen {
         }
     }
 
+    /// What it says as a member of this group; None: it does not answer, or is in none or another.
+    pub fn status_in(&self, cluster_id: &ClusterId) -> Option<&NodeStatus> {
+        self.status().filter(|status| status.replica.cluster_id.as_ref() == Some(cluster_id))
+    }
+
     /// The node answers, and its volume belongs to no group yet.
     pub fn is_empty(&self) -> bool {
         self.status().is_some_and(|status| status.replica.role == Role::Uninitialised)

@@ -207,7 +207,8 @@ pub fn plan(desired: &Desired, observed: &Observed, memory: &Memory, draw: &Draw
     let group = Group::seen(&desired.identity, observed);
     let image = image(desired, observed, draw);
     let mut plan = Plan { memory: memory.clone(), image: image.clone(), ..look(&desired.identity, observed) };
-    plan.updated = updated(desired, observed, &image);
+    let spec_hash = spec_hash(desired, &image);
+    plan.updated = updated(observed, &spec_hash);
     if desired.spec.paused {
         return plan;
     }
@@ -220,7 +221,6 @@ pub fn plan(desired: &Desired, observed: &Observed, memory: &Memory, draw: &Draw
     let choices = choices(desired, observed, group.as_ref(), draw, image, volumes.claim_size);
     compare(desired, observed, &choices, &mut plan);
     (plan.grow, plan.replace_set) = (volumes.grow, volumes.replace_set);
-    let spec_hash = spec_hash(desired, &choices.image);
     let step = match &group {
         None => {
             let (assignment, step) = bootstrap::found(desired, observed, choices.set_replicas, draw);
@@ -359,9 +359,8 @@ fn compare(desired: &Desired, observed: &Observed, choices: &Choices, plan: &mut
     plan.ensure = wanted.into_iter().filter(|child| !is_met(child)).collect();
 }
 
-fn updated(desired: &Desired, observed: &Observed, image: &str) -> u32 {
-    let hash = spec_hash(desired, image);
-    let updated = observed.pods.values().filter(|pod| pod.spec_hash.as_ref() == Some(&hash)).count();
+fn updated(observed: &Observed, spec_hash: &str) -> u32 {
+    let updated = observed.pods.values().filter(|pod| pod.spec_hash.as_deref() == Some(spec_hash)).count();
     u32::try_from(updated).expect("a handful")
 }
 

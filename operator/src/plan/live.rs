@@ -5,8 +5,8 @@
 use kv_core::status::{CompactionSchedule, Failover, NodeStatus};
 
 use crate::crd;
-use crate::group::Group;
-use crate::observed::{Observed, PodSeen};
+use crate::group::{Group, members_of};
+use crate::observed::Observed;
 use crate::validate::{Desired, Live, storage_limit};
 
 /// What one node is to run with from now on; None: as it does.
@@ -23,17 +23,15 @@ pub struct NodeTuning {
 
 /// The members of the group that run with something else.
 pub(super) fn plan(desired: &Desired, observed: &Observed, group: &Group<'_>) -> Vec<NodeTuning> {
-    let ours = |pod: &PodSeen| pod.status().is_some_and(|s| s.replica.cluster_id.as_ref() == Some(&group.cluster_id));
-    let members = || observed.pods.iter().filter(|(_, pod)| ours(pod));
-    let tuned = || members().filter_map(|(_, pod)| Some(pod.status()?.replica.tuning));
+    let members = || members_of(observed, &group.cluster_id);
+    let tuned = || members().map(|(_, _, status)| status.replica.tuning);
     let pace = Pace {
         wanted: &desired.live,
         slowest_ms: tuned().map(|tuning| tuning.heartbeat_interval_ms).max().unwrap_or_default(),
         least_patient_ms: tuned().map(|tuning| tuning.heartbeat_timeout_ms).min().unwrap_or_default(),
     };
-    let tunings = members().filter_map(|(ordinal, pod)| {
-        let status = pod.status()?;
-        let limit = limit_bytes(desired, observed, *ordinal);
+    let tunings = members().filter_map(|(ordinal, pod, status)| {
+        let limit = limit_bytes(desired, observed, ordinal);
         let tuning = NodeTuning {
             pod: pod.name.clone(),
             url: pod.url()?,

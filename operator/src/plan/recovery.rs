@@ -40,9 +40,8 @@ pub(super) fn plan(desired: &Desired, observed: &Observed, group: &Group<'_>) ->
         ));
     }
     let survivor = desired.identity.ordinal(pod).and_then(|ordinal| observed.pods.get(&ordinal));
-    let member = survivor
-        .filter(|pod| pod.status().is_some_and(|status| status.replica.cluster_id.as_ref() == Some(&group.cluster_id)));
-    let Some((node, status)) = member.and_then(|pod| Some((addressee(pod)?, pod.status()?))) else {
+    let member = survivor.and_then(|pod| Some((addressee(pod)?, pod.status_in(&group.cluster_id)?)));
+    let Some((node, status)) = member else {
         return waits(format!("spec.recovery waits for {pod}: it does not answer as a member of the group"));
     };
     let message = format!("{pod} goes on alone, as cluster {new_cluster_id}: what it does not hold is lost");
