@@ -191,24 +191,6 @@ impl RecoveryReport {
 
 /// Opens or creates the log. Everything reported is durable when this returns.
 pub fn open<S: Storage>(storage: Arc<S>, options: &Options, new_volume: &NewVolume) -> Result<Opened<S>, WalError> {
-    open_unless(options.on_damage, storage, options, new_volume)
-}
-
-/// The same, but damage is an error, whatever the options say, and has changed nothing.
-pub fn open_undamaged<S: Storage>(
-    storage: Arc<S>,
-    options: &Options,
-    new_volume: &NewVolume,
-) -> Result<Opened<S>, WalError> {
-    open_unless(OnDamage::Refuse, storage, options, new_volume)
-}
-
-fn open_unless<S: Storage>(
-    on_damage: OnDamage,
-    storage: Arc<S>,
-    options: &Options,
-    new_volume: &NewVolume,
-) -> Result<Opened<S>, WalError> {
     let mut manifest = match Manifest::load(&*storage)? {
         Some(manifest) => manifest,
         None => create(&*storage, new_volume)?,
@@ -222,12 +204,23 @@ fn open_unless<S: Storage>(
     manifest.hard.incarnation += 1;
     let generation = manifest.generation.max(left_over);
     let shared = Arc::new(Shared::new(Arc::clone(&storage), FileTable::empty(&manifest), generation, options));
-    let (wal, mut recovered) = load_unless(on_damage, shared, manifest, options)?;
+    let (wal, mut recovered) = load(shared, manifest, options)?;
     recovered.report.orphans = orphans;
     let kept = storage.list(ASIDE_DIR).map_err(in_directory)?.into_iter();
     *wal.shared.put_aside() = kept.filter(|name| !kept_before.contains(name)).collect();
     tell(&recovered.report);
     Ok(Opened { reader: LogReader(Arc::clone(&wal.shared)), wal, recovered })
+}
+
+/// The same, but damage that is found now is an error, whatever the options say, and has changed nothing.
+pub fn open_undamaged<S: Storage>(
+    storage: Arc<S>,
+    options: &Options,
+    new_volume: &NewVolume,
+) -> Result<Opened<S>, WalError> {
+    let mut opened = open(storage, &Options { on_damage: OnDamage::Refuse, ..options.clone() }, new_volume)?;
+    opened.wal.options = options.clone();
+    Ok(opened)
 }
 
 pub(crate) fn in_directory(error: io::Error) -> WalError {
@@ -283,20 +276,11 @@ pub(crate) fn load<S: Storage>(
     manifest: Manifest,
     options: &Options,
 ) -> Result<(Wal<S>, Recovered), WalError> {
-    load_unless(options.on_damage, shared, manifest, options)
-}
-
-fn load_unless<S: Storage>(
-    on_damage: OnDamage,
-    shared: Arc<Shared<S>>,
-    manifest: Manifest,
-    options: &Options,
-) -> Result<(Wal<S>, Recovered), WalError> {
     let storage = &*shared.storage;
     let sources = open_sources(storage, &manifest)?;
     let positions = positions(&manifest, Hint::load(storage));
     let found = scan::scan(&manifest, &sources, positions, (options.recovery_threads, options.hash_seed))?;
-    if on_damage == OnDamage::Refuse && found.damage_total > 0 {
+    if options.on_damage == OnDamage::Refuse && found.damage_total > 0 {
         return Err(WalError::Damaged(describe(&found)));
     }
     let salvage = salvage_of(&manifest, &found);
