@@ -70,13 +70,9 @@ impl Client {
     /// Read, then write on the condition that nobody did meanwhile.
     async fn modify(&mut self, key: &str) {
         let seen = if self.dice.percent(50) { self.read(key).await } else { self.read_local(key).await };
-        let condition = match seen {
-            Outcome::Value { id, .. } if self.dice.percent(50) => Condition { version: None, entity: Entity::Is(id) },
-            Outcome::Value { version, .. } => Condition { version: Some(version), entity: Entity::Any },
-            Outcome::NotFound => Condition { version: Some(0), entity: Entity::Any },
-            _ => return,
-        };
-        self.put(key, condition).await;
+        if let Some(condition) = Condition::unchanged_since(&seen, || self.dice.percent(50)) {
+            self.put(key, condition).await;
+        }
     }
 
     async fn create(&mut self, key: &str) {

@@ -15,6 +15,19 @@ pub struct Condition {
     pub entity: Entity,
 }
 
+impl Condition {
+    /// That nobody has written since this was read; None: it was not read. What is there is named by its id or
+    /// by its version.
+    pub fn unchanged_since(seen: &Outcome, by_id: impl FnOnce() -> bool) -> Option<Self> {
+        match seen {
+            Outcome::Value { id, .. } if by_id() => Some(Self { version: None, entity: Entity::Is(*id) }),
+            Outcome::Value { version, .. } => Some(Self { version: Some(*version), entity: Entity::Any }),
+            Outcome::NotFound => Some(Self { version: Some(0), entity: Entity::Any }),
+            _ => None,
+        }
+    }
+}
+
 /// `If-Match` and `If-None-Match`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Entity {

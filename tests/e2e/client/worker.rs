@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use kv_tests::history::{Action, Call, Condition, Entity, Outcome};
+use kv_tests::history::{Action, Call, Condition, Outcome};
 use kv_tests::random::Random;
 use kv_tests::{Caller, pass};
 
@@ -108,12 +108,8 @@ impl Worker {
     /// Read, then write on the condition that nobody did meanwhile.
     async fn modify(&mut self) {
         let key = self.shared_key();
-        let condition = match self.operation(&key, Action::Read { min_id: None }).await {
-            Outcome::Value { id, .. } if self.random.percent(50) => Condition { version: None, entity: Entity::Is(id) },
-            Outcome::Value { version, .. } => Condition { version: Some(version), entity: Entity::Any },
-            Outcome::NotFound => Condition { version: Some(0), entity: Entity::Any },
-            _ => return,
-        };
+        let seen = self.operation(&key, Action::Read { min_id: None }).await;
+        let Some(condition) = Condition::unchanged_since(&seen, || self.random.percent(50)) else { return };
         let value = self.value();
         self.operation(&key, Action::Put { value, condition }).await;
     }
