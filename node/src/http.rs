@@ -93,7 +93,7 @@ impl App {
     pub(crate) fn new(config: HttpConfig, slot: Slot, metrics: Arc<Metrics>) -> Self {
         Self(Arc::new(Shared {
             results: Results::new(Duration::from_secs(config.seed_settings.dedup_expiry_seconds)),
-            client: forward::client(LeaderName(slot.clone())),
+            client: forward::client(LeaderName::new(slot.clone())),
             config,
             slot,
             metrics,
