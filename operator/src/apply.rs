@@ -1,6 +1,7 @@
-//! Carries a plan out: the only writer besides `report`, in a fixed order, stopping at the first error.
-//! Every write can be repeated, so a process that ends between any two of them leaves nothing that the
-//! next plan does not finish. Decides nothing.
+//! Carries a plan out: the only writer besides `report`, in a fixed order. Each part stops at its first
+//! error, and keeps only those waiting that need it: a volume that cannot grow must not keep the leader's
+//! label from moving, or a pod from its restart. Every write can be repeated, so a process that ends between
+//! any two of them leaves nothing that the next plan does not finish. Decides nothing.
 
 use std::time::{Duration, Instant};
 
@@ -37,7 +38,9 @@ pub struct Applied {
     pub memory: Memory,
     /// Leadership was moved by a directive.
     pub switched: Option<Switched>,
-    /// Where it stopped.
+    /// The pod that was evicted, to be restarted.
+    pub restarted: Option<String>,
+    /// The first that went wrong.
     pub error: Option<Error>,
 }
 
@@ -67,52 +70,61 @@ pub async fn apply(sources: &Sources, cluster: &KvCluster, token: Option<String>
         memory,
         next: _, // the controller's
     } = plan;
-    let mut applied =
-        Applied { cluster: cluster.clone(), progress, leadership, image, updated, memory, switched: None, error: None };
+    let mut applied = Applied {
+        cluster: cluster.clone(),
+        progress,
+        leadership,
+        image,
+        updated,
+        memory,
+        switched: None,
+        restarted: None,
+        error: None,
+    };
     let writer =
         Writer { client: &sources.client, namespace: cluster.metadata.namespace.as_deref().unwrap_or_default() };
-    let kubernetes = async {
-        for (kind, name) in &remove {
-            writer.remove(*kind, name).await?;
-        }
-        for child in &ensure {
-            writer.ensure(child).await?;
-        }
-        for growth in &grow {
-            writer.grow(growth).await?;
-        }
-        if replace_set {
-            writer.delete_set_without_pods(cluster).await?;
-        }
-        for label in &labels {
-            writer.label(label).await?;
-        }
-        match assignment {
-            Some(assignment) => writer.assign(cluster, &assignment).await.map(Some),
-            None => Ok(None),
-        }
-    };
-    match kubernetes.await {
-        Ok(Some(assigned)) => applied.cluster = assigned,
-        Ok(None) => {}
+    let labelled = writer.label_all(&labels).await;
+    let children = writer.write_children(&remove, &ensure).await;
+    let volumes = writer.grow_all(&grow).await;
+    // A restart needs its template; a quota that refuses a child must not keep a group without a leader.
+    let has_children = children.is_ok();
+    let (mut replaced, mut assigned) = (Ok(()), Ok(None));
+    if has_children && volumes.is_ok() && replace_set {
+        replaced = writer.delete_set_without_pods(cluster).await;
+    }
+    if let Some(assignment) = assignment.filter(|_| has_children) {
+        assigned = writer.assign(cluster, &assignment).await.map(Some);
+    }
+    let failed = [labelled, children, volumes, replaced].into_iter().find_map(Result::err);
+    match assigned {
+        Ok(assigned) => applied.cluster = assigned.unwrap_or(applied.cluster),
         Err(error) => applied.error = Some(error),
     }
+    applied.error = failed.or(applied.error);
     let nodes = sources.nodes.with_token(token);
     let tuned = join_all(tune.iter().map(|tuning| nodes.tune(tuning))).await;
     let untuned = tuned.into_iter().find_map(Result::err).map(Error::from);
     applied.error = applied.error.or(untuned);
-    // A quota that refuses a child must not keep a group without a leader; a restart needs its template.
-    let needs_children = matches!(directive, Some(Directive::Restart { .. }));
-    let directive = directive.filter(|_| applied.error.is_none() || !needs_children);
-    if let Some(directive) = directive {
-        let lead = if let Directive::Lead { node, why } = &directive { Some((node.pod.clone(), *why)) } else { None };
+    let needs_children = |directive: &Directive| matches!(directive, Directive::Restart { .. });
+    if let Some(directive) = directive.filter(|directive| has_children || !needs_children(directive)) {
         let began = Instant::now();
-        match writer.direct(&nodes, directive).await {
-            Ok(()) => applied.switched = lead.map(|(to, why)| Switched { to, why, took: began.elapsed() }),
+        match writer.direct(&nodes, directive.clone()).await {
+            Ok(()) => applied.done(directive, began.elapsed()),
             Err(error) => applied.error = applied.error.or(Some(error)),
         }
     }
     applied
+}
+
+impl Applied {
+    /// What people are told of.
+    fn done(&mut self, directive: Directive, took: Duration) {
+        match directive {
+            Directive::Lead { node, why } => self.switched = Some(Switched { to: node.pod, why, took }),
+            Directive::Restart { pod, uid: _ } => self.restarted = Some(pod),
+            _ => {}
+        }
+    }
 }
 
 struct Writer<'a> {
@@ -121,6 +133,30 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
+    async fn label_all(&self, labels: &[Relabel]) -> Result<(), Error> {
+        for label in labels {
+            self.label(label).await?;
+        }
+        Ok(())
+    }
+
+    async fn write_children(&self, remove: &[(Kind, String)], ensure: &[Child]) -> Result<(), Error> {
+        for (kind, name) in remove {
+            self.remove(*kind, name).await?;
+        }
+        for child in ensure {
+            self.ensure(child).await?;
+        }
+        Ok(())
+    }
+
+    async fn grow_all(&self, growths: &[Growth]) -> Result<(), Error> {
+        for growth in growths {
+            self.grow(growth).await?;
+        }
+        Ok(())
+    }
+
     async fn ensure(&self, child: &Child) -> Result<(), Error> {
         let Child { kind, name, object } = child;
         // What we own is ours alone: another manager's edits of our members are undone.

@@ -248,6 +248,9 @@ pub(crate) async fn five_verbs(cluster: &KvCluster, context: &Context) -> Result
         context.metrics.switched(why, took);
         context.remember(&uid, |remembered| remembered.leadership.expect(to));
     }
+    if let Some(pod) = &applied.restarted {
+        events::restarted(&context.recorder, cluster, pod).await;
+    }
     report(cluster, context, &observed, &applied, &problems).await?;
     applied.error.map_or(Ok(next), Err)
 }

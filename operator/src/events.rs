@@ -1,5 +1,5 @@
-//! Events for transitions, shown by `kubectl describe`: what changed between two statuses. What to say
-//! is pure; an Event that cannot be written is logged and stops nothing.
+//! Events for transitions, shown by `kubectl describe`: what changed between two statuses, and which pods
+//! a roll restarts. What to say is pure; an Event that cannot be written is logged and stops nothing.
 
 use std::collections::BTreeSet;
 
@@ -22,18 +22,34 @@ struct Happening {
 
 pub(crate) async fn publish(recorder: &Recorder, cluster: &KvCluster, old: &KvClusterStatus) {
     let new = cluster.status.clone().unwrap_or_default();
-    for Happening { reason, note, action, warning, pod } in transitions(old, &new) {
-        let type_ = if warning { EventType::Warning } else { EventType::Normal };
-        let event = Event {
-            type_,
-            reason,
-            note: Some(note),
-            action: action.to_owned(),
-            secondary: pod.map(|pod| pod_reference(cluster, pod)),
-        };
-        if let Err(error) = recorder.publish(&event, &cluster.object_ref(&())).await {
-            tracing::warn!(%error, "an Event could not be written");
-        }
+    for happening in transitions(old, &new) {
+        tell(recorder, cluster, happening).await;
+    }
+}
+
+/// Of each pod in a roll; no status shows it.
+pub(crate) async fn restarted(recorder: &Recorder, cluster: &KvCluster, pod: &str) {
+    let happening = Happening {
+        reason: "PodRestarted".to_owned(),
+        note: format!("{pod} is evicted, to start again with the settings of the spec"),
+        action: "Restart",
+        warning: false,
+        pod: Some(pod.to_owned()),
+    };
+    tell(recorder, cluster, happening).await;
+}
+
+async fn tell(recorder: &Recorder, cluster: &KvCluster, happening: Happening) {
+    let Happening { reason, note, action, warning, pod } = happening;
+    let event = Event {
+        type_: if warning { EventType::Warning } else { EventType::Normal },
+        reason,
+        note: Some(note),
+        action: action.to_owned(),
+        secondary: pod.map(|pod| pod_reference(cluster, pod)),
+    };
+    if let Err(error) = recorder.publish(&event, &cluster.object_ref(&())).await {
+        tracing::warn!(%error, "an Event could not be written");
     }
 }
 

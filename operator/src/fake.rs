@@ -4,7 +4,7 @@
 
 pub(crate) mod nodes;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use axum::body::Body;
@@ -58,7 +58,16 @@ pub(crate) struct State {
     /// At the write of this number.
     pub(crate) fault: Option<(usize, Fault)>,
     pub(crate) dead: bool,
+    /// The kind that may not be written.
+    pub(crate) forbidden: Option<&'static str>,
+    /// Whether the PodMonitor kind is installed.
+    pub(crate) has_pod_monitors: bool,
+    /// What the API server was asked, as its rules name it.
+    pub(crate) asked: BTreeSet<Right>,
 }
+
+/// Group, resource and verb.
+pub(crate) type Right = (String, String, String);
 
 /// Clones are the same.
 #[derive(Clone, Default)]
@@ -107,11 +116,15 @@ impl State {
         let mut parts = path.split(&format!("/namespaces/{NAMESPACE}/")).nth(1).unwrap_or_default().split('/');
         let (plural, name) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
         let (key, subresource) = ((plural.to_owned(), name.to_owned()), parts.next());
+        self.asked.extend(rights(method, uri));
         if plural == "events" {
             return (StatusCode::CREATED, body);
         }
         if *method == Method::GET {
             return self.objects.get(&key).map_or_else(|| failure(404), |object| (StatusCode::OK, object.clone()));
+        }
+        if self.forbidden == Some(plural) {
+            return failure(403);
         }
         let Fate { happens, answer } = self.fate(format!("{method} {plural}/{name}"));
         let done = if happens { self.write(method, key, subresource, body) } else { failure(500) };
@@ -202,7 +215,12 @@ impl State {
             labelled.map(|object| serde_json::from_value(object).unwrap()).collect()
         }
         let children = Kind::ALL.map(|kind| (kind, read(self.of_kind(kind.api().2))));
-        Caches::of(children, read(self.of_kind("pods")), read(self.of_kind("persistentvolumeclaims")))
+        Caches::of(
+            children,
+            read(self.of_kind("pods")),
+            read(self.of_kind("persistentvolumeclaims")),
+            self.has_pod_monitors,
+        )
     }
 
     pub(crate) fn get(&self, plural: &str, name: &str) -> Option<&Value> {
@@ -278,6 +296,28 @@ impl State {
         }
         outcome
     }
+}
+
+/// What a request needs: one that applies may create, too.
+fn rights(method: &Method, uri: &str) -> Vec<Right> {
+    let (path, query) = uri.split_once('?').unwrap_or((uri, ""));
+    let mut parts = path.trim_start_matches("http://").split('/').skip_while(|part| !part.starts_with("api"));
+    let group = if parts.next() == Some("apis") { parts.next().unwrap() } else { "" };
+    let names: Vec<&str> = parts.skip_while(|part| *part != NAMESPACE).skip(1).collect();
+    let resource = match names.as_slice() {
+        [plural, _, subresource] => format!("{plural}/{subresource}"),
+        [plural, ..] => (*plural).to_owned(),
+        [] => panic!("{uri} is about nothing"),
+    };
+    let verbs: &[&str] = match method.as_str() {
+        "GET" => &["get"],
+        "POST" => &["create"],
+        "PUT" => &["update"],
+        "PATCH" if query.contains("fieldManager") => &["patch", "create"],
+        "PATCH" => &["patch"],
+        _ => &["delete"],
+    };
+    verbs.iter().map(|verb| (group.to_owned(), resource.clone(), (*verb).to_owned())).collect()
 }
 
 fn key(plural: &str, object: &Value) -> (String, String) {

@@ -5,10 +5,11 @@
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::api::core::v1::ServiceAccount;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, ObjectMeta, PostParams};
-use kube::{Client, ResourceExt};
+use kube::{Client, Resource, ResourceExt};
 
 const LEASE: &str = "kv-operator";
 /// An unchanged Lease is free after this time.
@@ -20,8 +21,17 @@ const MARGIN: Duration = Duration::from_secs(5);
 
 pub struct Turns {
     api: Api<Lease>,
-    me: String,
+    accounts: Api<ServiceAccount>,
+    claimant: Claimant,
     seen: Option<Seen>,
+}
+
+/// Who takes turns.
+#[derive(Debug, Clone)]
+pub struct Claimant {
+    pub name: String,
+    /// With which it runs in a pod. The Lease goes with it: the chart brings it, and takes it along.
+    pub service_account: Option<String>,
 }
 
 /// A version of the Lease, and since when it has been the present one.
@@ -40,8 +50,9 @@ enum Turn {
 }
 
 impl Turns {
-    pub fn new(client: Client, namespace: &str, me: String) -> Self {
-        Self { api: Api::namespaced(client, namespace), me, seen: None }
+    pub fn new(client: Client, namespace: &str, claimant: Claimant) -> Self {
+        let accounts = Api::namespaced(client.clone(), namespace);
+        Self { api: Api::namespaced(client, namespace), accounts, claimant, seen: None }
     }
 
     /// Returns when this operator holds the Lease. May be cancelled.
@@ -65,7 +76,9 @@ impl Turns {
     /// Lets another operator begin at once.
     pub async fn release(&self) {
         let Ok(mut lease) = self.api.get(LEASE).await else { return };
-        if let Some(spec) = lease.spec.as_mut().filter(|spec| spec.holder_identity.as_ref() == Some(&self.me)) {
+        if let Some(spec) =
+            lease.spec.as_mut().filter(|spec| spec.holder_identity.as_ref() == Some(&self.claimant.name))
+        {
             spec.holder_identity = None;
             // Whoever waits finds out by itself when this fails.
             let _ = self.api.replace(LEASE, &PostParams::default(), &lease).await;
@@ -100,7 +113,7 @@ impl Turns {
         let holder = lease.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref()).unwrap_or_default();
         let unchanged = self.seen.as_ref().map_or(Duration::ZERO, |seen| now - seen.since);
         match () {
-            () if holder == self.me => Turn::Renew,
+            () if holder == self.claimant.name => Turn::Renew,
             () if holder.is_empty() || unchanged >= DURATION => Turn::Take,
             () => Turn::Wait,
         }
@@ -109,16 +122,16 @@ impl Turns {
     async fn write(&self, lease: Option<Lease>, taken: bool) -> kube::Result<()> {
         let now = MicroTime(Timestamp::now());
         let exists = lease.is_some();
-        let mut lease = lease.unwrap_or_else(|| Lease {
-            metadata: ObjectMeta { name: Some(LEASE.to_owned()), ..ObjectMeta::default() },
-            ..Lease::default()
-        });
+        let mut lease = match lease {
+            Some(lease) => lease,
+            None => Lease { metadata: self.metadata().await?, ..Lease::default() },
+        };
         let spec = lease.spec.get_or_insert_with(LeaseSpec::default);
         if taken {
             spec.acquire_time = Some(now.clone());
             spec.lease_transitions = Some(spec.lease_transitions.unwrap_or_default() + 1);
         }
-        spec.holder_identity = Some(self.me.clone());
+        spec.holder_identity = Some(self.claimant.name.clone());
         spec.lease_duration_seconds = i32::try_from(DURATION.as_secs()).ok();
         spec.renew_time = Some(now);
         let written = match exists {
@@ -127,6 +140,19 @@ impl Turns {
         };
         tracing::debug!(version = written.resource_version(), "the Lease is held");
         Ok(())
+    }
+
+    /// Of a Lease that is new.
+    async fn metadata(&self) -> kube::Result<ObjectMeta> {
+        let owner = match &self.claimant.service_account {
+            Some(account) => self.accounts.get(account).await?.owner_ref(&()),
+            None => None,
+        };
+        Ok(ObjectMeta {
+            name: Some(LEASE.to_owned()),
+            owner_references: owner.map(|owner| vec![owner]),
+            ..ObjectMeta::default()
+        })
     }
 }
 
@@ -142,9 +168,13 @@ mod tests {
         }
     }
 
+    fn claimant(name: &str) -> Claimant {
+        Claimant { name: name.to_owned(), service_account: None }
+    }
+
     fn turns() -> Turns {
         let never_called = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
-        Turns::new(Client::try_from(never_called).unwrap(), "kv-system", "me".to_owned())
+        Turns::new(Client::try_from(never_called).unwrap(), "kv-system", claimant("me"))
     }
 
     #[tokio::test]
@@ -162,7 +192,7 @@ mod tests {
     #[tokio::test]
     async fn of_two_operators_one_works_and_the_other_takes_over_when_it_is_silent() {
         let world = World::default();
-        let of = |name: &str| Turns::new(world.client(), NAMESPACE, name.to_owned());
+        let of = |name: &str| Turns::new(world.client(), NAMESPACE, claimant(name));
         let (mut one, mut other) = (of("one"), of("other"));
         assert!(one.attempt().await);
         assert!(!other.attempt().await);
@@ -179,7 +209,7 @@ mod tests {
     #[tokio::test]
     async fn of_two_operators_that_see_the_same_lease_one_writes_it() {
         let world = World::default();
-        let of = |name: &str| Turns::new(world.client(), NAMESPACE, name.to_owned());
+        let of = |name: &str| Turns::new(world.client(), NAMESPACE, claimant(name));
         let (one, other) = (of("one"), of("other"));
         one.write(None, true).await.unwrap();
         let lease = one.api.get(LEASE).await.unwrap();
@@ -188,5 +218,16 @@ mod tests {
         assert!(matches!(lost, kube::Error::Api(status) if status.code == 409));
         let taken = other.write(None, true).await.unwrap_err();
         assert!(matches!(taken, kube::Error::Api(status) if status.code == 409), "it exists already");
+    }
+    #[tokio::test]
+    async fn a_lease_goes_with_the_account_that_the_chart_brought() {
+        let world = World::default();
+        let account = serde_json::json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": { "name": "kv" } });
+        world.state().store(("serviceaccounts".to_owned(), "kv".to_owned()), account);
+        let claimant = Claimant { service_account: Some("kv".to_owned()), ..claimant("one") };
+        assert!(Turns::new(world.client(), NAMESPACE, claimant).attempt().await);
+        let lease = world.state().get("leases", LEASE).cloned().unwrap();
+        let owner = &lease["metadata"]["ownerReferences"][0];
+        assert_eq!((&owner["kind"], &owner["name"]), (&"ServiceAccount".into(), &"kv".into()));
     }
 }

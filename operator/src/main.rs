@@ -9,9 +9,10 @@ use std::sync::Arc;
 use clap::{Parser, Subcommand};
 use futures::FutureExt;
 use kube::Client;
+use kube::client::ClientBuilder;
 use kv_operator::check::{self, Check};
 use kv_operator::controller::{self, Options};
-use kv_operator::lease::Turns;
+use kv_operator::lease::{Claimant, Turns};
 use kv_operator::metrics::Metrics;
 use kv_operator::plan::Defaults;
 use kv_operator::{crd, reference, server};
@@ -59,6 +60,9 @@ struct RunFlags {
     /// The name of this operator among several; its pod's.
     #[arg(long, env = "POD_NAME", default_value_t = format!("pid-{}", std::process::id()))]
     name: String,
+    /// The ServiceAccount that the Lease goes with; a pod's own. None: it stays.
+    #[arg(long, env = "POD_SERVICE_ACCOUNT")]
+    service_account: Option<String>,
 }
 
 fn main() -> ExitCode {
@@ -101,15 +105,24 @@ fn log() {
 /// Whoever waits for the Lease watches nothing else: it costs the API server next to nothing. It ends at the first
 /// signal, too, or it would take the Lease from an operator that is to stay, and hold it until it is killed.
 async fn run(flags: RunFlags) -> anyhow::Result<()> {
-    let RunFlags { watch_namespaces, node_image, node_image_pull_secrets, listen, lease_namespace, name } = flags;
+    let RunFlags {
+        watch_namespaces,
+        node_image,
+        node_image_pull_secrets,
+        listen,
+        lease_namespace,
+        name,
+        service_account,
+    } = flags;
     let asked_to_end = asked_to_end()?.shared();
-    let client = Client::try_default().await?;
     let metrics = Arc::new(Metrics::default());
+    let client = ClientBuilder::try_from(kube::Config::infer().await?)?;
+    let client = client.with_layer(&metrics.counts_requests()).build();
     let defaults = Defaults { image: node_image, pull_secrets: names(node_image_pull_secrets) };
     let options = Options { namespaces: names(watch_namespaces), defaults };
     let watched = controller::watched(&client, &options);
     let clusters = watched.iter().map(|watched| watched.clusters.clone()).collect();
-    let mut turns = Turns::new(client.clone(), &lease_namespace, name);
+    let mut turns = Turns::new(client.clone(), &lease_namespace, Claimant { name, service_account });
     let work = async {
         tokio::select! {
             () = turns.acquire() => {}

@@ -2,13 +2,19 @@
 
 use std::time::Duration;
 
+use axum::http::{Method, Request};
+use kube::client::Body;
 use prometheus::core::Collector;
 use prometheus::{
     Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
+use tower::util::MapRequestLayer;
 
 use crate::crd::{ConditionType, KvCluster};
 use crate::error::Error;
+
+/// How the API server is asked.
+const VERBS: [&str; 6] = ["get", "watch", "create", "update", "patch", "delete"];
 
 /// From 5 ms to 20 s, each twice as wide as the one before.
 const RECONCILE_BUCKETS: (f64, f64, usize) = (0.005, 2.0, 13);
@@ -21,6 +27,7 @@ pub struct Metrics {
     registry: Registry,
     reconcile_seconds: Histogram,
     errors: IntCounterVec,
+    api_requests: IntCounterVec,
     clusters: IntGauge,
     by_condition: IntGaugeVec,
     failovers: IntCounter,
@@ -40,6 +47,11 @@ impl Default for Metrics {
                 "kv_operator_reconcile_errors_total",
                 "Reconciles that failed, by kind of error.",
                 "kind",
+            ),
+            api_requests: add.counters(
+                "kv_operator_api_requests_total",
+                "Requests to the API server, by verb; a list counts as get.",
+                "verb",
             ),
             clusters: add.gauge("kv_operator_clusters", "KvClusters that exist."),
             by_condition: add.gauges(
@@ -63,12 +75,22 @@ impl Default for Metrics {
             registry: registry.clone(),
         };
         Error::KINDS.iter().for_each(|kind| metrics.errors.with_label_values(&[kind]).inc_by(0));
+        VERBS.iter().for_each(|verb| metrics.api_requests.with_label_values(&[verb]).inc_by(0));
         SWITCH_REASONS.iter().for_each(|reason| metrics.switchovers.with_label_values(&[reason]).inc_by(0));
         metrics
     }
 }
 
 impl Metrics {
+    /// For a client whose requests are to be counted.
+    pub fn counts_requests(&self) -> MapRequestLayer<impl Fn(Request<Body>) -> Request<Body> + Clone + use<>> {
+        let counter = self.api_requests.clone();
+        MapRequestLayer::new(move |request: Request<Body>| {
+            counter.with_label_values(&[verb(request.method(), request.uri().query())]).inc();
+            request
+        })
+    }
+
     pub(crate) fn reconciled(&self, took: Duration, error: Option<&Error>) {
         self.reconcile_seconds.observe(took.as_secs_f64());
         if let Some(error) = error {
@@ -104,6 +126,17 @@ impl Metrics {
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text).expect("a vector takes all");
         String::from_utf8(text).expect("the format is text")
+    }
+}
+
+fn verb(method: &Method, query: Option<&str>) -> &'static str {
+    match *method {
+        Method::POST => "create",
+        Method::PUT => "update",
+        Method::PATCH => "patch",
+        Method::DELETE => "delete",
+        _ if query.is_some_and(|query| query.split('&').any(|part| part == "watch=true")) => "watch",
+        _ => "get",
     }
 }
 
@@ -153,6 +186,7 @@ mod tests {
             "kv_operator_clusters_by_condition{condition=\"Available\"} 0",
             "kv_operator_reconcile_errors_total{kind=\"conflict\"} 0",
             "kv_operator_switchovers_total{reason=\"drain\"} 0",
+            "kv_operator_api_requests_total{verb=\"patch\"} 0",
             "kv_operator_failovers_total 0",
             "kv_operator_failover_seconds_count 0",
         ] {

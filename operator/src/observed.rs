@@ -10,7 +10,7 @@ use kv_core::status::{NodeStatus, Role};
 use serde_json::Value;
 
 use crate::crd::KvClusterStatus;
-use crate::names::{CLIENT_PORT, CONTAINER, TOKEN_KEY};
+use crate::names::{CLIENT_PORT, CONTAINER, SPEC_HASH, TOKEN_KEY};
 use crate::resources::{Child, Kind};
 
 /// Everything that a plan is made from, besides what is desired.
@@ -90,6 +90,8 @@ pub struct SetSeen {
     pub replicas: u32,
     pub image: String,
     pub claim_size: String,
+    /// Of the settings that its pods start with.
+    pub spec_hash: String,
 }
 
 impl PodSeen {
@@ -139,6 +141,7 @@ impl Observed {
             replicas: u32::try_from(set["replicas"].as_u64()?).ok()?,
             image: text(&node["image"]),
             claim_size: text(claim),
+            spec_hash: text(&set["template"]["metadata"]["annotations"][SPEC_HASH]),
         })
     }
 }

@@ -240,12 +240,14 @@ pub fn plan(desired: &Desired, observed: &Observed, memory: &Memory, draw: &Draw
     plan
 }
 
-/// What may always be done, whatever the spec says: the role labels.
+/// What may always be done, whatever the spec says: the role labels. The pods that count as updated are those
+/// with the settings of the last spec that made sense.
 pub fn look(identity: &Identity, observed: &Observed) -> Plan {
     let group = Group::seen(identity, observed);
     let roles = labels::roles(observed, group.as_ref()).into_iter();
     let labels = roles.chain(labels::serving(observed, group.as_ref())).collect();
-    Plan { labels, next: AT_REST, ..Plan::default() }
+    let updated = observed.set().map_or(0, |set| updated(observed, &set.spec_hash));
+    Plan { labels, updated, next: AT_REST, ..Plan::default() }
 }
 
 impl Plan {
@@ -291,12 +293,11 @@ fn govern(
     if members.directive.is_none() {
         members.directive = settings(desired, group);
     }
-    let parts = [
-        members,
-        rollout::plan(desired, observed, group, &roll),
-        led.step,
-        membership::awaited(desired, observed, group),
-    ];
+    let rolled = match members.is_idle() {
+        true => rollout::plan(desired, observed, group, &roll, &mut plan.memory, draw.now_ms),
+        false => Step::default(),
+    };
+    let parts = [members, rolled, led.step, membership::awaited(desired, observed, group)];
     parts.into_iter().find(|step| !step.is_idle()).unwrap_or_default()
 }
 

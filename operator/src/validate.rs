@@ -60,6 +60,7 @@ pub fn validate(cluster: &KvCluster) -> Result<Desired, Vec<Problem>> {
         problems.push(problem);
         None
     });
+    problems.extend(survivor(&identity, cluster));
     let replicas = u32::try_from(spec.replicas).unwrap_or_default();
     if !(1..=REPLICAS_MAX).contains(&replicas) {
         problems.push(bad(format!("spec.replicas is {}: it must be 1 to {REPLICAS_MAX}", spec.replicas)));
@@ -125,6 +126,17 @@ fn leader(identity: &Identity, spec: &KvClusterSpec) -> Result<Option<u32>, Prob
     }
 }
 
+/// A pod that the spec asks for, or one that was there when fewer were asked for.
+fn survivor(identity: &Identity, cluster: &KvCluster) -> Option<Problem> {
+    let named = &cluster.spec.recovery.as_ref()?.force_leader;
+    let asked_for = identity.ordinal(named).is_some_and(|o| i64::from(o) < i64::from(cluster.spec.replicas));
+    let reported = cluster.status.iter().flat_map(|status| &status.members).any(|member| member.name == *named);
+    (!asked_for && !reported).then(|| Problem {
+        reason: Reason::UnknownLeader,
+        message: format!("spec.recovery.forceLeader is {named}, which is no pod of this cluster"),
+    })
+}
+
 fn bad(message: String) -> Problem {
     Problem { reason: Reason::BadValue, message }
 }
@@ -159,6 +171,7 @@ impl Reader<'_> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::crd::{KvClusterStatus, MemberReport};
 
     pub(crate) fn cluster(spec: &str) -> KvCluster {
         let mut cluster = KvCluster::new("demo", serde_yaml::from_str(spec).unwrap());
@@ -178,6 +191,20 @@ pub(crate) mod tests {
         for leader in ["demo-3", "other-0", "demo"] {
             assert_eq!(reasons(&format!("{{leader: {leader}, storage: {{size: 1Gi}}}}")), [Reason::UnknownLeader]);
         }
+    }
+
+    #[test]
+    fn a_survivor_must_be_a_pod_of_the_cluster_or_one_that_was_there() {
+        let spec =
+            |pod| format!("{{recovery: {{forceLeader: {pod}, acceptDataLossAtEpoch: 1}}, storage: {{size: 1Gi}}}}");
+        assert!(validate(&cluster(&spec("demo-2"))).is_ok());
+        for stranger in ["demo-4", "other-0"] {
+            assert_eq!(reasons(&spec(stranger)), [Reason::UnknownLeader]);
+        }
+        let mut shrunk = cluster(&spec("demo-4"));
+        let member = MemberReport { name: "demo-4".to_owned(), ..MemberReport::default() };
+        shrunk.status = Some(KvClusterStatus { members: vec![member], ..KvClusterStatus::default() });
+        assert!(validate(&shrunk).is_ok());
     }
 
     #[test]

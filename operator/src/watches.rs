@@ -100,6 +100,7 @@ impl Caches {
         children: [(Kind, Vec<DynamicObject>); Kind::ALL.len()],
         pods: Vec<Pod>,
         claims: Vec<PersistentVolumeClaim>,
+        has_pod_monitors: bool,
     ) -> Self {
         fn filled<K>((reader, mut writer): (Store<K>, Writer<K>), objects: Vec<K>) -> Store<K>
         where
@@ -117,7 +118,7 @@ impl Caches {
             pods: filled(store(), pods),
             claims: filled(store(), claims),
             hosts: filled(store(), Vec::new()),
-            pod_monitors: watch::channel(false).1,
+            pod_monitors: watch::channel(has_pod_monitors).1,
         }
     }
 

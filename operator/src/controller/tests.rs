@@ -1,6 +1,8 @@
 //! Whole reconciles against an API server and nodes in this process: whatever write fails, is answered late or
 //! is the last one of an operator, the next reconciles come to the same end.
 
+mod rights;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
@@ -212,6 +214,36 @@ async fn what_was_edited_or_deleted_by_hand_comes_back() {
     // Labels that are not the operator's own come back with the pod.
     repaired.insert("pods/demo-1".to_owned(), expected["pods/demo-1"].clone());
     assert_same(&repaired, &expected, "edited labels");
+}
+
+#[tokio::test]
+async fn volumes_that_cannot_grow_keep_nothing_else_from_being_done() {
+    let world = world("127.31.7", "{leader: demo-0, storage: {size: 1Gi}}").await;
+    let mut operator = Operator::new(&world);
+    operator.converge().await;
+    set_spec(&mut world.state(), "{leader: demo-1, image: 'kvcluster/kv-node:2', storage: {size: 2Gi}}");
+    world.state().forbidden = Some("persistentvolumeclaims");
+    for _ in 0..RECONCILES_MAX / 2 {
+        world.state().run_controllers();
+        operator.reconcile().await.unwrap_err();
+    }
+    let status = stored(&world).status.unwrap();
+    assert_eq!((status.updated_replicas, status.leader.as_deref()), (3, Some("demo-1")), "{:?}", status.conditions);
+    let leads = world.state().get("pods", "demo-1").unwrap()["metadata"]["labels"]["kvcluster.dev/role"].clone();
+    assert_eq!(leads, "leader");
+    let invalid = status.conditions.iter().find(|condition| condition.type_ == "SpecInvalid").unwrap();
+    assert_eq!((invalid.status.as_str(), invalid.reason.as_str()), ("True", "StorageCannotGrow"));
+}
+
+#[tokio::test]
+async fn a_spec_that_makes_no_sense_does_not_change_which_pods_are_updated() {
+    let world = world("127.31.8", "{storage: {size: 1Gi}}").await;
+    let mut operator = Operator::new(&world);
+    operator.converge().await;
+    set_spec(&mut world.state(), "{leader: demo-7, image: 'kvcluster/kv-node:2', storage: {size: 1Gi}}");
+    operator.reconcile().await.unwrap();
+    let status = stored(&world).status.unwrap();
+    assert_eq!((status.updated_replicas, status.observed_generation), (3, Some(2)));
 }
 
 #[test]

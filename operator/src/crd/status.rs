@@ -32,7 +32,7 @@ pub struct KvClusterStatus {
     /// Pods that are ready for clients.
     #[serde(default)]
     pub ready_replicas: i32,
-    /// Pods that run with the settings of the spec.
+    /// Pods that run with the settings of the spec, or of the last one that was valid.
     #[serde(default)]
     pub updated_replicas: i32,
     /// Selects the pods; for autoscalers and `kubectl scale`.

@@ -31,6 +31,8 @@ pub struct Memory {
     asked_at_ms: Option<u64>,
     /// Directives since anybody led: the candidates take turns.
     asked: u32,
+    /// Since when a roll has waited for the same pod.
+    pub(super) roll_waits_since_ms: Option<u64>,
 }
 
 /// What leadership comes to.

@@ -7,7 +7,11 @@ use crate::group::Group;
 use crate::observed::{Observed, PodSeen};
 use crate::validate::Desired;
 
-use super::{Directive, Step};
+use super::{Directive, Memory, Step};
+
+/// A pod that was restarted, and nothing says what it lacks, may take this long to be back: it is what a Deployment
+/// takes for stuck, too.
+const STUCK_AFTER_MS: u64 = 600_000;
 
 /// The pods that need a restart, by ordinal.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,7 +28,28 @@ pub(super) fn outdated(observed: &Observed, spec_hash: &str) -> Outdated {
     Outdated(observed.pods.iter().filter(|(_, pod)| differs(pod)).map(|(ordinal, _)| *ordinal).collect())
 }
 
-pub(super) fn plan(desired: &Desired, observed: &Observed, group: &Group<'_>, roll: &Outdated) -> Step {
+pub(super) fn plan(
+    desired: &Desired,
+    observed: &Observed,
+    group: &Group<'_>,
+    roll: &Outdated,
+    memory: &mut Memory,
+    now_ms: u64,
+) -> Step {
+    let mut step = next(desired, observed, group, roll);
+    let Some(progress) = step.progress.as_mut().filter(|_| step.directive.is_none()) else {
+        memory.roll_waits_since_ms = None;
+        return step;
+    };
+    let since = *memory.roll_waits_since_ms.get_or_insert(now_ms);
+    if progress.reason == Reason::Rolling && now_ms >= since + STUCK_AFTER_MS {
+        progress.reason = Reason::RolloutStuck;
+        progress.message = format!("{}, for over {} min", progress.message, (now_ms - since) / 60_000);
+    }
+    step
+}
+
+fn next(desired: &Desired, observed: &Observed, group: &Group<'_>, roll: &Outdated) -> Step {
     let Some(leader) = group.leader.filter(|_| !roll.is_over()) else { return Step::default() };
     let left = roll.0.len();
     let rolling = |pod: &str| format!("{pod} is being restarted; {left} to go");

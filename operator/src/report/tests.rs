@@ -26,6 +26,7 @@ fn reported(scene: &mut Scene, spec: &str) -> KvClusterStatus {
         updated: plan.updated,
         memory: plan.memory,
         switched: None,
+        restarted: None,
         error: None,
     };
     status(&scene.desired.identity, &scene.observed, &applied, &[], &now())
@@ -204,6 +205,7 @@ fn a_transition_keeps_its_time_until_the_next_one() {
         updated: 3,
         memory: plan.memory,
         switched: None,
+        restarted: None,
         error: None,
     };
     let status = status(&scene.desired.identity, &scene.observed, &applied, &[], &later);

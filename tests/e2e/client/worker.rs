@@ -56,6 +56,8 @@ pub(crate) struct Worker {
     /// Of its own: one connection at a time, as a client with keep-alive has it.
     http: reqwest::Client,
     index: usize,
+    /// Not that of any worker before, whose requests the cluster may still remember.
+    client: String,
     random: Random,
     seed: u64,
     count: u64,
@@ -66,7 +68,8 @@ impl Worker {
         let seed = field.seed;
         let http = connection();
         let random = Random::new(seed.wrapping_mul(WORKERS as u64) + index as u64);
-        Self { field, http, index, random, seed, count: 0 }
+        let client = format!("w{index}-of-{seed}");
+        Self { field, http, index, client, random, seed, count: 0 }
     }
 
     pub(crate) async fn run(mut self) {
@@ -123,7 +126,7 @@ impl Worker {
         let (began, mut failing) = (Instant::now(), None);
         loop {
             let call = Call {
-                client: format!("w{}", self.index),
+                client: self.client.clone(),
                 node: self.field.url.clone(),
                 key: key.to_owned(),
                 action: action.clone(),

@@ -72,6 +72,24 @@ fn an_image_that_crashes_stops_the_roll_and_going_back_replaces_that_pod_alone()
 }
 
 #[test]
+fn a_pod_that_does_not_come_back_and_does_not_say_why_is_a_stuck_roll_after_a_while() {
+    let mut scene = outdated(NEW_IMAGE, 3, 1);
+    update(&mut scene, 2);
+    scene.silence(2);
+    assert_eq!(reason(&scene.plan()), Some(Reason::Rolling));
+    assert_eq!(reason(&scene.later(599_000)), Some(Reason::Rolling));
+    let plan = scene.later(1_000);
+    assert_eq!((restarted(&plan), reason(&plan)), (None, Some(Reason::RolloutStuck)));
+    assert!(plan.progress.unwrap().message.ends_with("for over 10 min"));
+    scene.pod(2).ready = true;
+    scene.record(2, |record| record.health = kv_core::status::Health::Healthy);
+    assert_eq!(restarted(&scene.plan()), Some("demo-0"));
+    update(&mut scene, 0);
+    scene.silence(0);
+    assert_eq!(reason(&scene.plan()), Some(Reason::Rolling), "the next pod has as much time");
+}
+
+#[test]
 fn supervised_rolls_followers_and_waits_for_a_person() {
     let mut scene = outdated(SUPERVISED, 3, 1);
     assert_eq!(restarted(&scene.plan()), Some("demo-2"));
