@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use axum::http::Request;
 use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::api::storage::v1::StorageClass;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, DeleteParams, ListParams, PostParams};
 use kube::client::Body;
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -18,6 +20,8 @@ use crate::waiting::eventually;
 
 /// On every namespace of the suite.
 const LABEL: &str = "kvcluster.dev/e2e";
+/// Says which class is the default one.
+const DEFAULT_CLASS: &str = "storageclass.kubernetes.io/is-default-class";
 /// The API server is given up after this; it is on the same machine or one that is near.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -93,6 +97,21 @@ impl Kube {
             }
         })
         .await;
+    }
+
+    /// A class as the default one, but for volumes that do not grow.
+    pub(crate) async fn fixed_storage_class(&self, name: &str) {
+        let api: Api<StorageClass> = Api::all(self.client.clone());
+        let classes = api.list(&ListParams::default()).await.expect("classes can be listed").items;
+        let is_default = |class: &&StorageClass| class.annotations().get(DEFAULT_CLASS).is_some_and(|is| is == "true");
+        let mut class = classes.iter().find(is_default).expect("there is a default class").clone();
+        class.metadata = ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() };
+        class.allow_volume_expansion = Some(false);
+        match api.create(&PostParams::default(), &class).await {
+            Ok(_) => {}
+            Err(kube::Error::Api(status)) if status.code == 409 => {}
+            Err(error) => panic!("class {name}: {error}"),
+        }
     }
 
     /// Runs kubectl or helm against this cluster; Err: with what it said.

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{Api, ListParams, Patch, PatchParams};
+use kube::ResourceExt;
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
 use serde_json::json;
 
 use crate::kube::{Kube, repository};
@@ -13,6 +14,8 @@ use crate::waiting::eventually;
 /// As in the README.
 pub(crate) const RELEASE: &str = "kv-operator";
 pub(crate) const NAMESPACE: &str = "kv-system";
+/// Selects its pods.
+const OPERATOR: &str = "app.kubernetes.io/name=kv-operator,app.kubernetes.io/instance=kv-operator";
 /// The chart's default.
 pub(crate) const REPLICAS: i32 = 2;
 
@@ -68,10 +71,57 @@ impl Operator {
         .await;
     }
 
+    /// All of it at once, without a word.
+    pub(crate) async fn kill(&self) {
+        let at_once = DeleteParams::default().grace_period(0);
+        for pod in self.pods().await {
+            let _ = self.pod_api().delete(&pod.name_any(), &at_once).await;
+        }
+    }
+
+    /// Kills it, and waits until another is there.
+    pub(crate) async fn restart(&self) {
+        self.kill().await;
+        let rollout = ["rollout", "status", "deployment", RELEASE, "--timeout=60s", "--namespace", NAMESPACE];
+        self.kube.must("kubectl", &rollout).await;
+    }
+
+    /// The values of a metric, of all operators together.
+    pub(crate) async fn metric(&self, name: &str) -> f64 {
+        let mut sum = 0.0;
+        for pod in self.pods().await {
+            let told = self.kube.pod_get(NAMESPACE, &format!("{}:8080", pod.name_any()), "metrics").await;
+            let told = told.expect("an operator tells its metrics");
+            let values = told.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));
+            sum += values.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>();
+        }
+        sum
+    }
+
+    /// Of the operator that needs most, in bytes, as the kubelets tell it.
+    pub(crate) async fn memory_bytes(&self) -> f64 {
+        let mut most = 0.0_f64;
+        for pod in self.pods().await {
+            let host = pod.spec.and_then(|spec| spec.node_name).expect("a pod that runs has a host");
+            let path = format!("/api/v1/nodes/{host}/proxy/metrics/resource");
+            let told = self.kube.must("kubectl", &["get", "--raw", &path]).await;
+            let of_operator = told.lines().filter(|line| {
+                line.starts_with("container_memory_working_set_bytes{") && line.contains("container=\"kv-operator\"")
+            });
+            let bytes = of_operator.filter_map(|line| line.split("} ").nth(1)?.split(' ').next()?.parse::<f64>().ok());
+            most = bytes.fold(most, f64::max);
+        }
+        most
+    }
+
+    fn pod_api(&self) -> Api<Pod> {
+        Api::namespaced(self.kube.client.clone(), NAMESPACE)
+    }
+
     pub(crate) async fn pods(&self) -> Vec<Pod> {
-        let api: Api<Pod> = Api::namespaced(self.kube.client.clone(), NAMESPACE);
+        let api = self.pod_api();
         eventually("the operator's pods can be listed", 15, || async {
-            let listed = api.list(&ListParams::default()).await;
+            let listed = api.list(&ListParams::default().labels(OPERATOR)).await;
             listed.map(|pods| pods.items).map_err(|error| error.to_string())
         })
         .await

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::faults::Ability;
 use crate::load::{Counted, Verdict};
-use crate::scenarios::{changes, hosts, lasting, leader, operators, quickstart, volumes};
+use crate::scenarios::{changes, hosts, lasting, leader, operators, quickstart, strangers, volumes};
 use crate::suite::Suite;
 
 /// What is run when no scenario is named.
@@ -131,6 +131,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         scenario!(All, "leader-deleted", leader::deleted, "the leader's pod deleted"),
         scenario!(All, "leader-force-deleted", leader::force_deleted, "the leader's pod deleted without grace"),
         scenario!(All, "leader-stopped", leader::stopped, "SIGSTOP of the leader", needs Signals),
+        scenario!(All, "leader-manual", leader::manual, "failover by hand, and by the operator alone", needs Signals),
         scenario!(All, "host-stopped", hosts::stopped, "the leader's host loses all processes", needs Hosts),
         scenario!(All, "host-paused", hosts::paused, "all processes of the leader's host stand still", needs Hosts),
         scenario!(All, "host-cut", hosts::cut, "the leader's host is cut off", needs Hosts),
@@ -139,11 +140,17 @@ pub(crate) fn all() -> Vec<Scenario> {
         scenario!(All, "operator-killed", operators::killed_while_rolling, "the operator killed while it rolls", needs Signals),
         scenario!(All, "operators-two", operators::two, "two operators of two releases at once"),
         scenario!(All, "api-down", hosts::api_down, "no API server for a minute, and the leader dies", needs ApiServer),
-        scenario!(All, "image-crashes", changes::crashing_image, "an image that crashes, and back"),
+        scenario!(
+            All,
+            "image-crashes",
+            changes::crashing_image,
+            "an image that crashes, one that is not there, and back"
+        ),
         scenario!(All, "scale-1-3-5-3-1", changes::scaled_through_all_sizes, "1 -> 3 -> 5 -> 3 -> 1"),
         scenario!(All, "leader-volume-lost", volumes::lost_on_the_leader, "the leader's volume deleted"),
         scenario!(All, "all-pods-deleted", lasting::all_pods_deleted, "all pods deleted at once"),
         scenario!(All, "volume-full", volumes::full_and_grown, "a full volume, then growth"),
+        scenario!(All, "volume-fixed", volumes::cannot_grow, "volumes that cannot grow"),
         scenario!(All, "settings-live", changes::settings, "settings changed without a restart"),
         scenario!(All, "recreated-smaller", lasting::recreated_smaller, "created again with fewer replicas"),
         scenario!(All, "majority-lost", lasting::majority_lost, "two of three volumes gone, then recovery"),
@@ -153,6 +160,15 @@ pub(crate) fn all() -> Vec<Scenario> {
             operators::reinstalled,
             "the chart uninstalled, and installed over its CRDs"
         ),
+        scenario!(All, "many", operators::many, "fifty clusters: the operator's memory and requests"),
+        scenario!(
+            All,
+            "neighbours",
+            strangers::neighbours,
+            "a new cluster of the same name beside it, after a restart"
+        ),
+        scenario!(All, "edited", strangers::edited, "what was edited or deleted by hand comes back"),
+        scenario!(All, "names-taken", strangers::names_taken, "pods and claims of somebody else"),
         scenario!(All, "bad-specs", changes::bad_specs, "specs that are refused, or reported"),
     ]
 }

@@ -7,4 +7,5 @@ pub(crate) mod lasting;
 pub(crate) mod leader;
 pub(crate) mod operators;
 pub(crate) mod quickstart;
+pub(crate) mod strangers;
 pub(crate) mod volumes;

@@ -42,12 +42,17 @@ impl Store {
         Api::namespaced(self.kube.client.clone(), &self.namespace)
     }
 
-    /// Applies a KvCluster; the spec is the user's, so nothing is filled in but a size.
-    pub(crate) async fn create(&self, mut spec: Value) {
+    /// Makes the KvCluster; the spec is the user's, so nothing is filled in but a size.
+    pub(crate) async fn create(&self, spec: Value) {
+        self.create_named(NAME, spec).await;
+    }
+
+    /// One beside it.
+    pub(crate) async fn create_named(&self, name: &str, mut spec: Value) {
         let members = spec.as_object_mut().expect("a spec is an object");
         members.entry("storage").or_insert_with(|| json!({"size": "1Gi"}));
         let object = from_json(json!({
-            "apiVersion": "kvcluster.dev/v1alpha1", "kind": "KvCluster", "metadata": {"name": NAME}, "spec": spec,
+            "apiVersion": "kvcluster.dev/v1alpha1", "kind": "KvCluster", "metadata": {"name": name}, "spec": spec,
         }));
         self.api().create(&PostParams::default(), &object).await.expect("the spec is accepted");
     }

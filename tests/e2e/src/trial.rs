@@ -62,6 +62,11 @@ impl Trial {
     pub(crate) async fn close(&mut self, healthy_seconds: u64, target: Target) -> Counted {
         self.load.flows(60).await;
         self.store.healthy(healthy_seconds).await;
+        self.measure(target).await
+    }
+
+    /// Keeps what the client saw since [`Self::open`].
+    pub(crate) async fn measure(&mut self, target: Target) -> Counted {
         let counted = self.load.counted().await;
         self.report.measured(&counted, target);
         counted

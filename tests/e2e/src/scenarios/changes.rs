@@ -24,6 +24,9 @@ pub(crate) async fn rolled(suite: Arc<Suite>, name: &'static str) -> Report {
         let runs = pod.spec.and_then(|spec| spec.containers.first()?.image.clone());
         assert_eq!(runs, Some(image.clone()));
     }
+    let told = ["get", "events", "--field-selector=reason=PodRestarted", "--output=name", "--namespace"];
+    let told = suite.kube.must("kubectl", &[&told[..], &[&trial.store.namespace]].concat()).await;
+    assert!(told.lines().count() >= 3, "each restarted pod is told: {told}");
     trial.end().await
 }
 
@@ -48,16 +51,21 @@ async fn scaled(suite: &Suite, name: &str, from: i32, sizes: &[i32]) -> Report {
     trial.end().await
 }
 
+/// Nobody listens there.
+const NO_IMAGE: &str = "127.0.0.1:1/no-such-image:1";
+
 pub(crate) async fn crashing_image(suite: Arc<Suite>, name: &'static str) -> Report {
     let mut trial = Trial::start(&suite, name, json!({})).await;
     let image = trial.store.status().await.image.expect("the image is reported");
     let before = trial.store.lives().await;
     trial.open().await;
-    trial.store.patch(json!({ "image": NO_NODE })).await;
-    trial.store.wait("the roll is stuck", 120, |_, status| because(status, "Progressing", "RolloutStuck")).await;
-    let after = trial.store.lives().await;
-    let untouched = before.iter().filter(|(pod, life)| after.get(*pod) == Some(life)).count();
-    assert_eq!(untouched, 2, "a single pod was touched: {before:?} {after:?}");
+    for bad in [NO_NODE, NO_IMAGE] {
+        trial.store.patch(json!({ "image": bad })).await;
+        trial.store.wait("the roll is stuck", 120, |_, status| because(status, "Progressing", "RolloutStuck")).await;
+        let after = trial.store.lives().await;
+        let untouched = before.iter().filter(|(pod, life)| after.get(*pod) == Some(life)).count();
+        assert_eq!(untouched, 2, "a single pod was touched: {before:?} {after:?}");
+    }
     trial.store.patch(json!({ "image": image })).await;
     trial.store.wait("all pods run the old image", 180, |_, status| status.updated_replicas == 3).await;
     trial.close(60, Target::Planned).await;
@@ -113,8 +121,10 @@ const REFUSED: [(&str, &str, &str); 10] = [
 ];
 
 /// Accepted by the schema, and then reported by the operator: the spec, condition and reason.
-const REPORTED: [(&str, &str, &str); 3] = [
+const REPORTED: [(&str, &str, &str); 5] = [
     (r#"{"replicas": 3, "leader": "demo-7"}"#, "SpecInvalid", "UnknownLeader"),
+    (r#"{"recovery": {"forceLeader": "demo-9", "acceptDataLossAtEpoch": 1}}"#, "SpecInvalid", "UnknownLeader"),
+    (r#"{"replicas": 1, "image": "127.0.0.1:1/no-such-image:1"}"#, "Available", "WaitingForMembers"),
     (r#"{"replicas": 2}"#, "SpecInvalid", "EvenReplicas"),
     (
         r#"{"replicas": 1, "storage": {"size": "1Gi", "storageClassName": "no-such-class"}}"#,

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::load::Load;
 use crate::scenario::{Report, Target};
-use crate::store::is;
+use crate::store::{because, is};
 use crate::suite::Suite;
 use crate::trial::Trial;
 
@@ -59,7 +59,7 @@ pub(crate) async fn majority_lost(suite: Arc<Suite>, name: &'static str) -> Repo
     for pod in lost.collect::<Vec<_>>() {
         store.lose_volume(&pod).await;
     }
-    store.wait("the loss is reported", 120, |_, status| !is(status, "Available", "True")).await;
+    store.wait("the loss is reported", 120, |_, status| because(status, "Available", "QuorumLost")).await;
     let (cluster_id, epoch) = (store.status().await.cluster_id, store.status().await.epoch.expect("it had led"));
     // A copy of a former epoch decides nothing.
     store.patch(json!({"recovery": {"forceLeader": survivor, "acceptDataLossAtEpoch": epoch + 1}})).await;

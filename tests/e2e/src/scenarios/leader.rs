@@ -1,17 +1,21 @@
 //! What befalls the leader alone: it is asked to hand over, deleted, killed, stopped.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use kube::api::DeleteParams;
 use serde_json::json;
 
 use crate::faults::{Signal, signal};
 use crate::scenario::{Report, Target};
+use crate::store::{because, is};
 use crate::suite::Suite;
 use crate::trial::{Trial, timed};
 
 /// Each of these is over in seconds; the longest pause of all rounds is reported.
 const ROUNDS: usize = 3;
+/// Long enough for anybody to have been told to lead, and shorter than it takes a liveness probe to end a node.
+const NOBODY_LEADS: Duration = Duration::from_secs(5);
 
 pub(crate) async fn switched_over(suite: Arc<Suite>, name: &'static str) -> Report {
     let mut trial = Trial::start(&suite, name, json!({})).await;
@@ -54,6 +58,34 @@ pub(crate) async fn stopped(suite: Arc<Suite>, name: &'static str) -> Report {
         let pause_ms = trial.close(60, Target::Silence).await.pause_ms;
         trial.note(format!("pause {pause_ms} ms"));
     }
+    trial.end().await
+}
+
+/// Nobody leads until a person says who; and with no order given, the operator does.
+pub(crate) async fn manual(suite: Arc<Suite>, name: &'static str) -> Report {
+    let mut trial = Trial::start(&suite, name, json!({"failover": "Manual", "leader": "demo-0"})).await;
+    let store = trial.store.clone();
+    assert_eq!(store.leader().await, "demo-0");
+    trial.open().await;
+    signal(&store, "demo-0", Signal::Stop).await;
+    store.wait("it is told that nobody leads", 20, |_, s| because(s, "Available", "ManualLeaderDown")).await;
+    let conditions = store.status().await.conditions;
+    let said = &conditions.iter().find(|c| c.type_ == "Available").expect("it was just seen").message;
+    assert!(said.contains("kubectl patch kvcluster demo"), "the message names the patch: {said}");
+    kv_tests::pass(NOBODY_LEADS).await;
+    store.wait("nobody was told to lead", 5, |_, status| status.leader.is_none()).await;
+    store.patch(json!({ "leader": "demo-1" })).await;
+    store.wait("the pod that was named leads", 30, |_, s| s.leader.as_deref() == Some("demo-1")).await;
+    trial.load.flows(30).await;
+    signal(&store, "demo-0", Signal::Cont).await;
+    trial.close(60, Target::Outage).await;
+    trial.open().await;
+    store.patch(json!({ "leader": null })).await;
+    store.wait("no order is given any more", 30, |_, s| is(s, "Progressing", "False")).await;
+    signal(&store, "demo-1", Signal::Stop).await;
+    trial.another_leads("demo-1").await;
+    signal(&store, "demo-1", Signal::Cont).await;
+    trial.close(60, Target::Outage).await;
     trial.end().await
 }
 

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use kube::ResourceExt;
-use kube::api::{Api, DeleteParams};
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::api::Api;
 use kv_tests::pass;
 use serde_json::json;
 
@@ -12,8 +12,10 @@ use crate::faults::{Signal, signal};
 use crate::kube::{Kube, repository};
 use crate::operator::{NAMESPACE, REPLICAS, chart_with_version};
 use crate::scenario::{Report, Target};
-use crate::suite::Suite;
-use crate::trial::Trial;
+use crate::store::Store;
+use crate::suite::{Suite, namespace};
+use crate::trial::{Trial, timed};
+use crate::waiting::eventually;
 
 /// The bumped chart has another default image for nodes, too: clusters that name none keep theirs.
 pub(crate) async fn upgraded(suite: Arc<Suite>, name: &'static str) -> Report {
@@ -60,10 +62,7 @@ pub(crate) async fn killed_while_rolling(suite: Arc<Suite>, name: &'static str) 
     trial.store.patch(json!({ "image": suite.next_node_image() })).await;
     for updated in 1..=2 {
         trial.store.wait("the roll has begun", 120, |_, status| status.updated_replicas >= updated).await;
-        let api: Api<k8s_openapi::api::core::v1::Pod> = Api::namespaced(suite.kube.client.clone(), NAMESPACE);
-        for pod in suite.operator.pods().await {
-            let _ = api.delete(&pod.name_any(), &DeleteParams::default().grace_period(0)).await;
-        }
+        suite.operator.kill().await;
     }
     trial.store.wait("all pods run the new image", 180, |_, status| status.updated_replicas == 3).await;
     trial.close(60, Target::Planned).await;
@@ -81,11 +80,49 @@ pub(crate) async fn idle(suite: Arc<Suite>, name: &'static str) -> Report {
     let (mut report, store) = Trial::cluster(&suite, name, json!({})).await;
     pass(AT_REST.0).await;
     let before = writes(&store.kube).await;
-    pass(AT_REST.1).await;
+    let minutely = requests_per_minute(&suite).await;
     let after = writes(&store.kube).await;
     assert!(!before.is_empty(), "founding the cluster was counted");
     assert_eq!(after, before, "an idle reconcile writes nothing");
-    report.note(format!("no write in {} s", AT_REST.1.as_secs()));
+    report.note(format!(
+        "no write in {} s; {minutely:.0} requests per minute, the Lease's included",
+        AT_REST.1.as_secs()
+    ));
+    report
+}
+
+/// Of all operators to the API server, while nothing happens.
+async fn requests_per_minute(suite: &Suite) -> f64 {
+    let asked = suite.operator.metric("kv_operator_api_requests_total").await;
+    pass(AT_REST.1).await;
+    (suite.operator.metric("kv_operator_api_requests_total").await - asked) * 60.0 / AT_REST.1.as_secs_f64()
+}
+
+/// How many clusters an operator is to look after within so much memory.
+const MANY: (usize, f64) = (50, 64.0);
+
+/// Each of one node, so that the machine can hold them.
+pub(crate) async fn many(suite: Arc<Suite>, name: &'static str) -> Report {
+    suite.operator_runs().await;
+    let namespace = namespace(name);
+    suite.kube.namespace(&namespace).await;
+    let alone = requests_per_minute(&suite).await;
+    let store = Store::new(&suite.kube, &namespace);
+    for number in 0..MANY.0 {
+        store.create_named(&format!("many-{number}"), json!({"replicas": 1, "storage": {"size": "300Mi"}})).await;
+    }
+    let took = timed(async {
+        let all = ["kvcluster", "--all", "--for=condition=Available", "--timeout=300s", "--namespace", &namespace];
+        suite.kube.must("kubectl", &[&["wait"][..], &all].concat()).await;
+    });
+    let mut report = Report::default();
+    report.note(format!("{} clusters available {:.0} s after the last was made", MANY.0, took.await.as_secs_f64()));
+    pass(AT_REST.0).await;
+    let minutely = requests_per_minute(&suite).await;
+    let mebibytes = suite.operator.memory_bytes().await / f64::from(1 << 20);
+    assert!(mebibytes > 1.0 && mebibytes < MANY.1, "the operator needs {mebibytes:.1} MiB");
+    let each = (minutely - alone) / 50.0;
+    report.note(format!("{mebibytes:.1} MiB; {minutely:.0} requests per minute, {alone:.0} of them without any cluster: {each:.2} for each"));
     report
 }
 
@@ -125,6 +162,12 @@ pub(crate) async fn reinstalled(suite: Arc<Suite>, name: &'static str) -> Report
     let before = trial.store.lives().await;
     trial.open().await;
     suite.operator.uninstall().await;
+    let leases: Api<Lease> = Api::namespaced(suite.kube.client.clone(), NAMESPACE);
+    eventually("the Lease goes with the chart", 60, || async {
+        let left = leases.get_opt("kv-operator").await.map_err(|error| error.to_string())?;
+        left.map_or(Ok(()), |lease| Err(format!("{lease:?}")))
+    })
+    .await;
     trial.load.flows(30).await;
     suite.operator.install().await;
     trial.store.patch(json!({"historyLimit": 50})).await;

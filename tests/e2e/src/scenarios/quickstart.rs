@@ -59,8 +59,10 @@ pub(crate) async fn examples(suite: Arc<Suite>, name: &'static str) -> Report {
     kubectl(&["wait", "kvcluster", "--all", "--for=condition=Available", "--timeout=120s"]).await;
     let assigned = kubectl(&["get", "kvcluster", "ledger", "--output=jsonpath={.spec.leader} {.status.leader}"]).await;
     assert_eq!(assigned, "ledger-0 ledger-0", "an order is followed");
-    let test = ["test", operator::RELEASE, "--namespace", operator::NAMESPACE];
-    let took = timed(async { drop(suite.kube.must("helm", &test).await) }).await;
+    let test = ["test", operator::RELEASE, "--logs", "--namespace", operator::NAMESPACE];
+    let mut said = String::new();
+    let took = timed(async { said = suite.kube.must("helm", &test).await }).await;
+    assert!(said.contains("read through"), "helm shows what the test said: {said}");
     let left = ["get", "kvclusters,persistentvolumeclaims", "--namespace", operator::NAMESPACE, "--output=name"];
     eventually("the chart's test leaves nothing", 30, || async {
         let left = suite.kube.must("kubectl", &left).await;

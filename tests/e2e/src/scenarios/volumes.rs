@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::json;
 
 use crate::scenario::{Report, Target};
-use crate::store::{NAME, Store};
+use crate::store::{NAME, Store, because, is};
 use crate::suite::Suite;
 use crate::trial::Trial;
 use crate::waiting::eventually;
@@ -73,4 +73,39 @@ async fn fill(store: &Store) {
         }
     }
     panic!("{FILLINGS_MAX} writes of {FILLING_BYTES} bytes did not fill the volume");
+}
+
+/// Another than the default class, that is made for the suite: it does not grow.
+const FIXED_CLASS: &str = "e2e-fixed";
+
+/// What cannot grow is told, refused are sizes that shrink, and everything else goes on.
+pub(crate) async fn cannot_grow(suite: Arc<Suite>, name: &'static str) -> Report {
+    suite.kube.fixed_storage_class(FIXED_CLASS).await;
+    let storage = |size: &str| json!({"storage": {"size": size, "storageClassName": FIXED_CLASS}});
+    let mut trial = Trial::start(&suite, name, storage("300Mi")).await;
+    let store = trial.store.clone();
+    trial.open().await;
+    for (spec, words) in [
+        (storage("200Mi"), "size can grow and never shrink"),
+        (json!({"storage": {"storageClassName": "other"}}), "cannot be changed"),
+    ] {
+        let patch = json!({ "spec": spec }).to_string();
+        let arguments =
+            ["patch", "kvcluster", NAME, "--type=merge", "--patch", &patch, "--namespace", &store.namespace];
+        let said = store.kube.program("kubectl", &arguments).await.expect_err("the spec is refused");
+        assert!(said.contains(words), "{said}");
+    }
+    store.patch(storage("400Mi")).await;
+    store.wait("it cannot grow", 30, |_, status| because(status, "SpecInvalid", "StorageCannotGrow")).await;
+    let next = store.follower().await;
+    store.patch(json!({ "leader": next, "historyLimit": 7, "resources": {"requests": {"cpu": "1m"}} })).await;
+    store
+        .wait("everything else is done", 180, |_, status| {
+            status.updated_replicas == 3 && status.ready_replicas == 3 && is(status, "QuorumHealthy", "True")
+        })
+        .await;
+    trial.measure(Target::Planned).await;
+    let verdict = trial.end().await;
+    suite.kube.must("kubectl", &["delete", "storageclass", FIXED_CLASS]).await;
+    verdict
 }
