@@ -129,6 +129,8 @@ mutants! {
     PromoteBeforeCaughtUp,
     /// A voter is removed only while a majority of those that remain is reachable and caught up.
     RemoveUnsafely,
+    /// Whoever a change of voters rests on has answered since it was asked for.
+    ChangeUnanswered,
     /// A name is refused to others while its member was heard within the time-out.
     TakeNameOfTheLiving,
     /// A directive is carried out only where, and on what, it was decided.
@@ -157,6 +159,8 @@ mutants! {
     EndQuarantineEarly,
     /// A quarantine is remembered across restarts.
     ForgetQuarantineAtRestart,
+    /// A member that left for a snapshot comes back with all that it had acknowledged.
+    LeaveWithLess,
     /// Only the present leader says up to where a quarantined member must be refilled.
     RefillFromFollower,
     /// A leader says so only when a majority has confirmed it since it was asked.

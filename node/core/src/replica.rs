@@ -71,6 +71,8 @@ pub struct Replica {
     /// Directives to lead that wait for an outcome.
     lead_waiting: Vec<(Token, u64)>,
     campaign_at_ms: u64,
+    /// Since this replica has led or followed anybody.
+    campaigns_in_vain: u32,
     heartbeat_at_ms: u64,
     /// When silence and stalled peers are looked for next.
     check_at_ms: u64,
@@ -262,6 +264,7 @@ impl Replica {
             lead_wanted: lead_at_start,
             lead_waiting: Vec::new(),
             campaign_at_ms: now.mono_ms,
+            campaigns_in_vain: 0,
             heartbeat_at_ms: now.mono_ms,
             check_at_ms: now.mono_ms,
             storage_full: false,

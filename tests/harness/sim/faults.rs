@@ -3,15 +3,17 @@
 
 use kv_core::contract::Input;
 use kv_core::entry::EntryId;
+use kv_core::group::MemberId;
 
 use super::Profile;
+use super::admin::Order;
 use super::coverage::Reached;
 use super::disk::{Crash, Trouble};
 use super::network::Weather;
 use super::node::{Happening, Place, Volume};
 use super::shape::Emphasis;
 use super::watch::Ledger;
-use super::world::{Event, World};
+use super::world::{Event, Waiter, World};
 
 /// Between two faults.
 const PAUSE_US: (u64, u64) = (5_000, 250_000);
@@ -82,11 +84,12 @@ impl World {
     }
 
     fn meddle_with_volumes(&mut self, index: usize) {
-        match self.random.below(6) {
+        match self.random.below(8) {
             0 => self.damage(index),
             1 => self.save_volume(index),
             2 => self.restore_volume(),
             3 => self.lose_volume(index),
+            4 | 5 => self.find_damage_late(),
             _ => self.start_twice(index),
         }
     }
@@ -274,9 +277,12 @@ impl World {
 
     /// A bit flips, or a file vanishes, in what is sealed.
     fn damage(&mut self, index: usize) {
-        if !self.is_spare(index) {
-            return;
+        if self.is_spare(index) {
+            self.damage_volume(index);
         }
+    }
+
+    fn damage_volume(&mut self, index: usize) {
         let Some(process) = self.nodes[index].process.as_ref() else { return };
         // Of the active segment what is durable; with too little room nothing tells how much that is.
         let may_be_active = self.profile == Profile::Tight && !process.is_full;
@@ -334,6 +340,34 @@ impl World {
             self.faults.volumes_last_until_us = self.now_us + 2 * HEARSAY_US;
             let reason = "damaged: a sealed file".to_owned();
             self.arrives(place, Happening::Step(Input::Damaged { reason }));
+        }
+    }
+
+    /// A follower asks up to where it must be refilled, of a leader that must apply first all that it has, and has a
+    /// slow disk. Meanwhile who asks acknowledges more; or it falls before the answer comes, and its next start finds worse.
+    fn find_damage_late(&mut self) {
+        let Some(leader) = self.leader() else { return };
+        let voters = self.voters_of(leader).into_iter().filter_map(|voter| self.place_of(voter));
+        let followers: Vec<usize> = voters.map(|place| place.node).filter(|node| *node != leader.node).collect();
+        let Some(index) = self.random.pick(&followers).filter(|index| self.is_spare(*index)) else { return };
+        self.heal_some();
+        self.faults.hold_until_us = self.now_us + 4 * SLOW_DISK_US;
+        self.nodes[leader.node].disk_delay_us = SLOW_DISK_US;
+        self.at(self.now_us + SLOW_US, Event::Rejoin(leader.node));
+        self.find_damage(index);
+        if self.random.percent(50) {
+            let at_us = self.now_us + self.random.between(SLOW_DISK_US / 5, 2 * SLOW_DISK_US);
+            self.at(at_us, Event::Worsen(index));
+        }
+    }
+
+    /// No other volume has gone since: `volumes_last_until_us`.
+    pub(crate) fn worsen(&mut self, index: usize) {
+        let Some(leader) = self.leader().filter(|_| !self.faults.is_over) else { return };
+        let Some(member) = self.nodes[index].process.as_ref().map(|process| process.member) else { return };
+        if self.is_one_of_many(leader, member) {
+            self.damage_volume(index);
+            self.at(self.now_us + SHORT_START_US / 10, Event::Start(index));
         }
     }
 
@@ -433,18 +467,31 @@ impl World {
             return false;
         };
         let Some(member) = self.nodes[index].process.as_ref().map(|process| process.member) else { return false };
+        self.is_one_of_many(leader, member) && self.is_whole(leader)
+    }
+
+    /// The others are a majority.
+    fn is_one_of_many(&self, leader: Place, member: MemberId) -> bool {
         let voters = self.voters_of(leader);
-        (voters.len() > 2 || !voters.contains(&member)) && self.is_whole(leader)
+        (voters.len() > 2 || !voters.contains(&member)) && !self.becomes_two_voters(voters.len())
+    }
+
+    /// Of two voters each is needed, and has its own volume alone to lose. Whoever asks for the one change that makes
+    /// them two is answered before a volume goes: what the leader has heard of a member by then may be its last word.
+    fn becomes_two_voters(&self, voters: usize) -> bool {
+        let changes = |waiter: &Waiter| matches!(waiter, Waiter::Admin(Order::Voter | Order::Remove));
+        voters.abs_diff(2) == 1 && self.processes().any(|process| process.waiting.values().any(changes))
     }
 
     /// Every voter of the leader's configuration runs, is trusted, and holds all that was ever applied.
     fn is_whole(&self, leader: Place) -> bool {
         let newest = EntryId(self.watch.committed());
-        let holds_all = |member: &kv_core::group::MemberId| {
+        let holds_all = |member: &MemberId| {
             let Some(place) = self.place_of(*member) else { return false };
             let node = &self.nodes[place.node];
             let Some(process) = node.process.as_ref() else { return false };
-            let trusted = process.view.serves && !node.volume.ledger.is_damaged;
+            let ledger = &node.volume.ledger;
+            let trusted = process.view.serves && !ledger.is_damaged && !ledger.is_quarantined;
             trusted && process.applied() == newest && process.replica.positions().0.id == newest
         };
         newest > EntryId::ZERO && self.voters_of(leader).iter().all(holds_all)

@@ -1,6 +1,6 @@
 //! Many seeds: each on one thread, several at once, the outcomes in the order of the seeds.
 
-use std::ops::Range;
+use std::ops::{AddAssign, Range};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::thread;
@@ -52,6 +52,16 @@ pub fn run_many(seeds: Range<u64>, options: &Options, threads: usize, mut each: 
 pub enum Next {
     GoOn,
     Stop,
+}
+
+impl AddAssign for Total {
+    fn add_assign(&mut self, other: Self) {
+        let Self { seeds, steps, coverage, broken } = other;
+        self.seeds += seeds;
+        self.steps += steps;
+        self.coverage += &coverage;
+        self.broken.extend(broken);
+    }
 }
 
 impl Total {

@@ -53,6 +53,8 @@ pub(crate) enum Event {
     /// The administrator asks for one more voter.
     Promote(usize),
     Fault,
+    /// A node whose running process has found damage is to fall.
+    Worsen(usize),
     PutBack {
         index: usize,
         tries: u64,
@@ -212,6 +214,7 @@ impl World {
             Event::Rejoin(index) => self.rejoin(index),
             Event::Promote(index) => self.promote(index),
             Event::Fault => self.fault(),
+            Event::Worsen(index) => self.worsen(index),
             Event::PutBack { index, tries } => self.put_back(index, tries),
         }
     }

@@ -20,6 +20,9 @@ const SOON_MS: u64 = 20;
 /// A campaign without an outcome is tried again after a random part of the time-out between these
 /// fractions, in percent; shorter than the time-out, since silence was established already.
 const RETRY_PERCENT: (u64, u64) = (15, 40);
+/// Each campaign in a row that came to nothing doubles that wait, so often: promises take their time on slow disks, and
+/// votes that come after the next campaign has begun are lost.
+const RETRY_DOUBLINGS_MAX: u32 = 4;
 /// Directives to lead that wait at once.
 const LEAD_WAITING_MAX: usize = 64;
 /// The longest wait of a member that was told to lead between two tries.
@@ -74,18 +77,28 @@ impl Replica {
         if self.lead_wanted {
             wait = wait.min(self.random.between(WANTED_RETRY_MS_MAX / 2, WANTED_RETRY_MS_MAX));
         }
-        self.campaign_at_ms = now.mono_ms + wait;
+        let doublings = self.campaigns_in_vain.saturating_sub(1).min(RETRY_DOUBLINGS_MAX);
+        self.campaign_at_ms = now.mono_ms + (wait << doublings);
     }
 
     pub(super) fn campaign_by_time(&mut self, now: Now) {
         if self.leader_is_alive(now) {
             return self.schedule_election(now);
         }
+        if self.awaits_own_vote() {
+            return self.schedule_retry(now); // another campaign would only stand behind this one's promise
+        }
         self.campaign(now, VoteKind::Pre);
+    }
+
+    /// The promise of the campaign under way is not on disk yet, and nobody has been asked for a vote.
+    fn awaits_own_vote(&self) -> bool {
+        matches!(&self.role, Role::Candidate(candidate) if !candidate.own_vote)
     }
 
     fn campaign(&mut self, now: Now, kind: VoteKind) {
         let epoch = Epoch(self.epoch().0 + 1);
+        self.campaigns_in_vain += u32::from(kind != VoteKind::Pre);
         self.role = Role::Candidate(Candidate {
             kind,
             epoch,
@@ -136,6 +149,7 @@ impl Replica {
             || mutant::on(Mutant::CountOwnVoteUnsynced);
         if current {
             candidate.own_vote = true;
+            self.schedule_retry(now); // the others are asked from now on
             self.count_votes(now);
         }
     }
@@ -195,7 +209,9 @@ impl Replica {
         }
         let last = self.log.last();
         let Role::Candidate(candidate) = &mut self.role else { return };
-        let stale = reply.granted && reply.epoch != candidate.epoch && !mutant::on(Mutant::CountStaleVote);
+        // A campaign that was directed is heeded by all, so that its refusals tell of its epoch, too.
+        let tells_epoch = reply.granted || candidate.kind == VoteKind::Directed;
+        let stale = tells_epoch && reply.epoch != candidate.epoch && !mutant::on(Mutant::CountStaleVote);
         if reply.kind != candidate.kind || stale {
             return;
         }
@@ -285,6 +301,7 @@ impl Replica {
                 let epoch = self.epoch();
                 self.send(leader, Message::TransferRequest { epoch });
             }
+            _ if matches!(&self.role, Role::Candidate(candidate) if candidate.kind == VoteKind::Directed) => {}
             _ => self.campaign(now, VoteKind::Directed),
         }
     }

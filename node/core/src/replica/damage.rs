@@ -7,6 +7,7 @@ use super::{Replica, Role};
 use crate::contract::{Note, Now, Quarantine};
 use crate::entry::EntryId;
 use crate::message::{AppendResult, Message, Round};
+use crate::mutant::{self, Mutant};
 use crate::quorum;
 use crate::status::Health;
 
@@ -38,7 +39,7 @@ impl Replica {
         self.draw_refill_number();
         // The snapshot may end below what was acknowledged, also since the leader was asked. Until it takes the log's
         // place, the log is whole, and good for a vote that may be needed.
-        let until = until.max(self.held());
+        let until = if mutant::on(Mutant::LeaveWithLess) { until } else { until.max(self.held()) };
         self.hard.quarantine = Some(Quarantine { reason, until: Some(until), may_vote: true });
         self.persist_state();
         self.ask_for_snapshot();

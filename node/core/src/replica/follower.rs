@@ -98,6 +98,7 @@ impl Replica {
                 self.cut_tail(self.committed);
             }
             self.lead_wanted = false;
+            self.campaigns_in_vain = 0;
             self.note(Note::Follows { leader: from, epoch });
         }
         (self.deposed, self.standing.removed) = (false, false);

@@ -58,6 +58,7 @@ impl Replica {
         self.leader = Some(self.me());
         self.deposed = false;
         self.lead_wanted = false;
+        self.campaigns_in_vain = 0;
         self.catch_up_to = Some(inherited);
         self.observe_inherited_time(now);
         if inherited > EntryId::ZERO && !mutant::on(Mutant::NoEpochStart) {
@@ -340,9 +341,10 @@ impl Replica {
 
     /// Counts acknowledgements, moves commits, hand-overs and rounds on, and sends what follows.
     pub(super) fn settle_leader(&mut self, now: Now) {
+        self.settle_membership(now);
         self.advance_rounds(now);
         self.settle_transfer();
-        self.settle_membership(now);
+        self.propose_change(now);
         self.submit_entries();
         self.replicate(now);
     }

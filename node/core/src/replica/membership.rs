@@ -10,7 +10,7 @@ use crate::entry::{Control, EntryId, Epoch};
 use crate::group::{
     ClusterId, Configuration, ConfigurationAt, FEATURE_LEVEL, MemberId, MemberInfo, NodeName, Settings, VOTERS_MAX,
 };
-use crate::message::{Message, Promise};
+use crate::message::{Message, Promise, Round};
 use crate::mutant::{self, Mutant};
 use crate::quorum;
 
@@ -18,6 +18,8 @@ use crate::quorum;
 pub(super) const LEARNERS_MAX: usize = 16;
 /// A learner may be promoted, and a voter counts as caught up, within this many entries of the commit.
 const CAUGHT_UP_ENTRIES: u64 = 1000;
+/// A change of voters that those whom it rests on have not answered by then is given up.
+const ANSWERS_WAIT_MS: u64 = 2_000;
 /// Administrators that wait for a control entry to be applied.
 const CONTROL_WAITING_MAX: usize = 64;
 
@@ -33,6 +35,11 @@ pub(super) struct Learner {
 pub(super) struct Change {
     kind: ChangeKind,
     pub(super) token: Option<Token>,
+    /// Whoever the group rests on then has answered this round, which began after the change was asked for: what was
+    /// heard before says nothing of who is still there.
+    round: Round,
+    /// The answers are waited for until then.
+    until_ms: u64,
     proposed: Option<EntryId>,
 }
 
@@ -188,13 +195,15 @@ impl Replica {
         };
         match refused {
             Some(why) => self.refuse(token, Refusal::Conflict(why)),
-            None => self.begin_change(ChangeKind::Add(member), Some(token)),
+            None => self.begin_change(now, ChangeKind::Add(member), Some(token)),
         }
     }
 
-    pub(super) fn begin_change(&mut self, kind: ChangeKind, token: Option<Token>) {
+    pub(super) fn begin_change(&mut self, now: Now, kind: ChangeKind, token: Option<Token>) {
+        let until_ms = now.mono_ms + ANSWERS_WAIT_MS;
         if let Role::Leader(leader) = &mut self.role {
-            leader.change = Some(Change { kind, token, proposed: None });
+            let round = leader.rounds.want();
+            leader.change = Some(Change { kind, token, round, until_ms, proposed: None });
         }
     }
 
@@ -229,42 +238,58 @@ impl Replica {
         if leader.change.is_some() {
             return self.refuse(token, Refusal::Conflict("another change of voters is under way".to_owned()));
         }
-        match self.why_not_remove(now, member) {
+        match self.why_not_remove(now, member, Round::default()) {
             Some(why) => self.refuse(token, Refusal::Conflict(why)),
             None => {
                 if let Role::Leader(leader) = &mut self.role {
                     leader.learners.remove(&member); // awaited no more
                 }
-                self.begin_change(ChangeKind::Remove(member), Some(token));
+                self.begin_change(now, ChangeKind::Remove(member), Some(token));
             }
         }
     }
 
-    pub(super) fn why_not_remove(&self, now: Now, member: MemberId) -> Option<String> {
+    /// Who remains must be reachable, have caught up, and have answered `round`.
+    pub(super) fn why_not_remove(&self, now: Now, member: MemberId, round: Round) -> Option<String> {
         if member == self.me() {
             return Some("the leader can't be removed: move leadership first".to_owned());
         }
         let remaining: Vec<MemberId> = self.configuration().ids().filter(|&id| id != member).collect();
-        let fit = |&&id: &&MemberId| id == self.me() || (self.is_reachable(now, id) && self.is_caught_up(id));
+        let answers = |id: MemberId| self.is_reachable(now, id) && self.has_answered(id, round);
+        let fit = |&&id: &&MemberId| id == self.me() || (answers(id) && self.is_caught_up(id));
         let caught_up = remaining.iter().filter(fit).count();
         (!quorum::safe_to_remove(remaining.len(), caught_up))
             .then(|| "no majority of the remaining voters is reachable and caught up".to_owned())
     }
 
-    /// Moves the change under way, or starts a replacement that is due.
+    fn has_answered(&self, member: MemberId, round: Round) -> bool {
+        let Role::Leader(leader) = &self.role else { return false };
+        let answered = |progress: &Progress| progress.acked_round >= round || mutant::on(Mutant::ChangeUnanswered);
+        leader.progress.get(&member).is_some_and(answered)
+    }
+
+    /// Ends the change under way, or starts a replacement that is due.
     pub(super) fn settle_membership(&mut self, now: Now) {
-        self.propose_change(now);
         self.finish_change(now);
         self.replace_lost(now);
     }
 
-    fn propose_change(&mut self, now: Now) {
+    /// The learner that is being made a voter. Like the voters it must answer the round that this waits for.
+    pub(super) fn becomes_voter(&self) -> Option<MemberId> {
+        let Role::Leader(leader) = &self.role else { return None };
+        match &leader.change.as_ref()?.kind {
+            ChangeKind::Add(member) => Some(member.member_id),
+            ChangeKind::Remove(_) => None,
+        }
+    }
+
+    pub(super) fn propose_change(&mut self, now: Now) {
         if self.is_handing_over() {
             return;
         }
         let Role::Leader(leader) = &self.role else { return };
-        let Some(Change { kind, proposed: None, .. }) = &leader.change else { return };
-        let kind = kind.clone();
+        let Some(Change { kind, round, until_ms, proposed: None, .. }) = &leader.change else { return };
+        let (kind, round, until_ms) = (kind.clone(), *round, *until_ms);
         if self.log.last().epoch != self.epoch() {
             let leader = self.me();
             self.append_control(now, Control::Epoch { leader });
@@ -275,10 +300,14 @@ impl Replica {
         if too_soon || changing {
             return;
         }
-        if let ChangeKind::Remove(member) = kind
-            && let Some(why) = self.why_not_remove(now, member)
-        {
-            return self.give_up_change(why);
+        let why_not = match &kind {
+            ChangeKind::Add(member) => self.why_not_add(now, member.member_id, round),
+            ChangeKind::Remove(member) => self.why_not_remove(now, *member, round),
+        };
+        match why_not {
+            Some(why) if now.mono_ms >= until_ms => return self.give_up_change(why),
+            Some(_) => return,
+            None => {}
         }
         let configuration = match kind {
             ChangeKind::Add(member) => self.configuration().with(member),
@@ -295,6 +324,11 @@ impl Replica {
         {
             change.proposed = Some(id);
         }
+    }
+
+    fn why_not_add(&self, now: Now, member: MemberId, round: Round) -> Option<String> {
+        let fit = self.is_reachable(now, member) && self.has_answered(member, round) && self.is_caught_up(member);
+        (!fit).then(|| "the learner does not answer".to_owned())
     }
 
     /// It waited for its turn, and what was true when it was asked for is not any more.

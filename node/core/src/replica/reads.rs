@@ -79,12 +79,18 @@ impl Rounds {
         self.reads.len() + self.others.len()
     }
 
+    /// A round that begins after now.
+    pub(super) fn want(&mut self) -> Round {
+        self.wanted = true;
+        Round(self.current.0 + 1)
+    }
+
     /// Waits for a round that begins after now.
     fn ask(&mut self, token: Option<Token>, applied: EntryId, question: Question) {
+        let next = self.want();
         let begun = matches!(question, Question::ReadIndex) && mutant::on(Mutant::ReadByEarlierRound);
-        let round = if begun { self.current } else { Round(self.current.0 + 1) };
+        let round = if begun { self.current } else { next };
         let waiting = Waiting { token, round, applied, question };
-        self.wanted = true;
         match waiting.question {
             Question::ReadIndex => self.reads.push_back(waiting),
             _ => self.others.push_back(waiting),
@@ -179,9 +185,9 @@ impl Replica {
 
     fn send_round(&mut self, now: Now) {
         self.begin_round(now);
-        for voter in self.other_voters() {
+        for peer in self.other_voters().into_iter().chain(self.becomes_voter()) {
             let heartbeat = self.heartbeat();
-            self.send(voter, Message::Heartbeat(heartbeat));
+            self.send(peer, Message::Heartbeat(heartbeat));
         }
     }
 

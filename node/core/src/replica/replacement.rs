@@ -7,6 +7,7 @@ use super::progress::Progress;
 use super::{Replica, Role};
 use crate::contract::{Note, Now, Refusal};
 use crate::group::{Configuration, MemberId, MemberInfo, Replacement, VOTERS_MAX};
+use crate::message::Round;
 
 impl Replica {
     pub(super) fn add_learner(&mut self, now: Now, member: MemberInfo) -> Result<(), Refusal> {
@@ -62,20 +63,20 @@ impl Replica {
             return;
         }
         let due = leader.learners.values().filter_map(|l| Some((l.info.clone(), l.replaces?)));
-        let due = due.filter(|(new, _)| self.is_caught_up(new.member_id));
+        let due = due.filter(|(new, _)| self.is_reachable(now, new.member_id) && self.is_caught_up(new.member_id));
         // One that is half done first: until its end the group has a voter less.
         let (present, removed): (Vec<_>, Vec<_>) = due.partition(|(_, old)| self.configuration().contains(*old));
         if let Some((new, old)) = removed.into_iter().next() {
             if self.configuration().voters.len() < VOTERS_MAX {
                 self.note(Note::MemberReplaced { old, new: new.member_id });
-                self.begin_change(ChangeKind::Add(new), None);
+                self.begin_change(now, ChangeKind::Add(new), None);
             }
         } else if let Some((_, old)) = present.into_iter().find(|&(_, old)| self.may_be_replaced(now, old)) {
-            self.begin_change(ChangeKind::Remove(old), None);
+            self.begin_change(now, ChangeKind::Remove(old), None);
         }
     }
 
     fn may_be_replaced(&self, now: Now, old: MemberId) -> bool {
-        !self.was_heard(now, old) && self.why_not_remove(now, old).is_none()
+        !self.was_heard(now, old) && self.why_not_remove(now, old, Round::default()).is_none()
     }
 }

@@ -271,7 +271,7 @@ impl World {
     fn check_lease(&self, place: Place, epoch: Epoch, until_ms: u64) {
         let Some(process) = self.nodes[place.node].process.as_ref() else { return };
         let rules = &self.watch.rules;
-        let lease_ms = self.shape.timeout_ms * LEASE_PERCENT / 100;
+        let lease_ms = self.timeout_ms_of(place) * LEASE_PERCENT / 100;
         let covers = |voter: &MemberId| {
             let answered = rules.answered.get(&(place, epoch, *voter)).copied();
             let sent_ms = answered.and_then(|round| rules.rounds.get(&(place, epoch, round)).copied());

@@ -23,6 +23,8 @@ pub(crate) struct Ledger {
     pub(super) promise: Promise,
     /// What the volume remembers of other members.
     pub(super) seen: BTreeMap<MemberId, Seen>,
+    /// A refill that has ended has ended on the disk.
+    pub(crate) is_quarantined: bool,
     /// Something was done to the disk that no disk may do.
     pub(crate) is_damaged: bool,
     /// The damage is in the active segment: a loss of power before a start has found it takes the hint with it that
@@ -40,6 +42,7 @@ impl Ledger {
     /// This much of the hard state is durable.
     pub(super) fn keeps(&mut self, hard: &HardState) {
         self.promise = hard.promise;
+        self.is_quarantined = hard.quarantine.is_some();
         self.seen.clone_from(&hard.seen);
     }
 

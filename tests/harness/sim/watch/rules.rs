@@ -175,12 +175,30 @@ impl World {
         let added: Vec<&MemberId> = after.iter().filter(|voter| !before.contains(voter)).collect();
         let have_answered = added.iter().all(|voter| self.has_acknowledged(place, entry.epoch, **voter));
         assert!(have_answered, "entry {} makes {added:?} voters, which have acknowledged nothing", entry.id);
+        let rests_on = if added.is_empty() { after.iter().collect() } else { added.clone() };
+        assert!(self.is_answered(place, entry.epoch, &rests_on), "entry {} changes voters unanswered", entry.id);
         let added = added.len();
         let removed = before.iter().filter(|voter| !after.contains(voter)).count();
         assert!(added + removed == 1, "entry {} adds {added} voters and removes {removed}", entry.id);
         let me = process.member;
         let there = after.iter().filter(|v| **v == me || self.was_heard(place, **v, PERHAPS_HEARD_PERCENT)).count();
         assert!(removed == 0 || there >= majority(after.len()), "entry {} leaves no majority that is there", entry.id);
+    }
+
+    /// A majority of these has answered since a change of voters was asked for. (A replacement nobody asks for.)
+    fn is_answered(&self, place: Place, epoch: Epoch, by: &[&MemberId]) -> bool {
+        let Some(process) = self.nodes[place.node].process.as_ref() else { return true };
+        let changes = |waiter: &Waiter| matches!(waiter, Waiter::Admin(Order::Voter | Order::Remove));
+        let orders = process.waiting.iter().filter(|(_, waiter)| changes(waiter));
+        let mut questions = orders.filter_map(|(token, _)| self.watch.rules.questions.get(&(place, *token))).peekable();
+        let since = |question: &Question| question.round.filter(|_| question.epoch == epoch);
+        let answers = |voter: &MemberId, question: &Question| {
+            let answered = self.watch.rules.answered.get(&(place, epoch, *voter)).copied();
+            *voter == process.member || answered > since(question)
+        };
+        let is_met =
+            |question: &Question| by.iter().filter(|voter| answers(voter, question)).count() >= majority(by.len());
+        questions.peek().is_none() || questions.any(is_met)
     }
 
     /// The configuration below an entry in this node's log. None: that of the founders.
@@ -191,9 +209,16 @@ impl World {
     }
 
     pub(crate) fn was_heard(&self, place: Place, member: MemberId, percent: u64) -> bool {
-        let within_us = self.shape.timeout_ms * 1000 * percent / 100;
+        let within_us = self.timeout_ms_of(place) * 1000 * percent / 100;
         let heard_us = self.watch.rules.heard_us.get(&(place, member));
         heard_us.is_some_and(|heard_us| self.now_us - heard_us < within_us)
+    }
+
+    /// By which a node judges silence: it may have been told another one while it runs.
+    pub(super) fn timeout_ms_of(&self, place: Place) -> u64 {
+        let process = self.nodes[place.node].process.as_ref();
+        let tuning = process.map(|process| process.replica.status(self.clock_of(place)).tuning);
+        tuning.map_or(self.shape.timeout_ms, |tuning| tuning.heartbeat_timeout_ms)
     }
 
     /// A name belongs to its member while that one leads or is heard.
@@ -266,7 +291,7 @@ impl World {
         if view.role != Role::Leader {
             return;
         }
-        let since_ms = now.mono_ms.saturating_sub(self.shape.timeout_ms * LEASE_PERCENT / 100);
+        let since_ms = now.mono_ms.saturating_sub(self.timeout_ms_of(place) * LEASE_PERCENT / 100);
         let sent_since =
             |round: &Round| rules.rounds.get(&(place, view.epoch, *round)).is_some_and(|at| *at >= since_ms);
         let confirms = |voter: &MemberId| {
