@@ -1,4 +1,5 @@
-//! Runs the scenarios one after the other, keeps evidence of what fails, and leaves the cluster as it was.
+//! Runs the scenarios one after the other, keeps evidence of what fails or misses its target, and leaves the cluster
+//! as it was.
 
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
@@ -108,7 +109,12 @@ impl Suite {
     async fn try_one(self: &Arc<Self>, scenario: &Scenario) -> Ended {
         let run = AssertUnwindSafe((scenario.run)(Arc::clone(self))).catch_unwind();
         let ended = match run.await {
-            Ok(report) => Ended::Passed(report),
+            Ok(report) => {
+                if report.over_target {
+                    self.keep_evidence(scenario.name).await;
+                }
+                Ended::Passed(report)
+            }
             Err(panic) => {
                 self.faults.mend(&self.kube).await;
                 self.keep_evidence(scenario.name).await;
@@ -123,7 +129,7 @@ impl Suite {
         }
     }
 
-    /// What whoever looks into a failure needs: objects, events, logs, and the client's history.
+    /// What whoever looks into a failure, or a pause that was too long, needs: objects, events, logs, and the client's history.
     async fn keep_evidence(&self, scenario: &str) {
         let (dir, namespace) = (self.evidence.join(scenario), namespace(scenario));
         std::fs::create_dir_all(&dir).expect("the directory for evidence is writable");
