@@ -84,6 +84,14 @@ pub struct Base {
     pub feature_level: FeatureLevel,
     /// Entries above the horizon that apply is known to have refused.
     pub refused: Vec<EntryId>,
+    /// The highest `ts` of the lines up to the horizon: time in the log goes on from there. 0: none had one.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub ts_ms: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out references")]
+fn is_none(ts_ms: &u64) -> bool {
+    *ts_ms == 0
 }
 
 /// What a replica is started from: what recovery found.

@@ -193,6 +193,8 @@ mutants! {
     CompactAboveApplied,
     /// Compaction does not pass a live voter's durable id.
     CompactPastVoter,
+    /// Time in the log goes on after a compaction.
+    CompactionForgetsTime,
     /// Compaction keeps what was current at the horizon of keys that were written since.
     CompactionForgetsWrittenKeys,
     /// A DELETE supersedes the value of its key in a compaction.

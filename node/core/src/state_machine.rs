@@ -86,7 +86,7 @@ struct Write<'a> {
 impl StateMachine {
     /// Empty, at the horizon of `base`. The seed only spreads keys over tables; no answer depends on it.
     pub fn new(base: &Base, hash_seed: u64) -> Self {
-        let Base { horizon, configuration: _, settings, feature_level, refused } = base;
+        let Base { horizon, configuration: _, settings, feature_level, refused, ts_ms } = base;
         let mut refused_before = refused.clone();
         refused_before.sort_unstable();
         Self {
@@ -94,7 +94,7 @@ impl StateMachine {
             sessions: Arc::new(Sessions::new(settings, hash_seed)),
             settings: *settings,
             feature_level: *feature_level,
-            last_ts_ms: 0,
+            last_ts_ms: *ts_ms,
             refused: Vec::new(),
             refused_before: refused_before.into(),
             trusted_until: EntryId::ZERO,
@@ -130,7 +130,7 @@ impl StateMachine {
         self.keyspace.applied()
     }
 
-    /// The highest `ts` seen in a line; 0: none.
+    /// The highest `ts` of a line, compacted ones included; 0: none.
     pub fn last_ts_ms(&self) -> u64 {
         self.last_ts_ms
     }

@@ -150,6 +150,7 @@ fn write_volume<S: Storage>(
         settings,
         feature_level: FEATURE_LEVEL,
         refused: Vec::new(),
+        ts_ms: 0,
     };
     let mut manifest = Manifest::new(group.hard_state(epoch, last_id), base);
     for (kind, entries) in [(FileKind::History, &history), (FileKind::Live, &live)] {

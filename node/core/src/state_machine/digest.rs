@@ -11,7 +11,7 @@ use crate::group::Settings;
 use crate::keyspace::Versions;
 
 impl StateMachine {
-    /// Equal for equal applied id, keys, versions, values, history, deduplication, settings and feature level.
+    /// Equal for equal applied id, keys, versions, values, history, deduplication, settings, feature level and time.
     pub fn digest(&self) -> u64 {
         let mut digest = Digest(SipHasher13::new_with_keys(0, 0));
         let Settings { history_limit, dedup_expiry_seconds, dedup_limit } = self.settings;
@@ -20,6 +20,7 @@ impl StateMachine {
         digest.number(dedup_expiry_seconds);
         digest.number(dedup_limit);
         digest.number(u64::from(self.feature_level.0));
+        digest.number(self.last_ts_ms);
         self.keyspace.for_each(&mut |key, versions| digest.key(key, versions));
         self.sessions.for_each_up_to(EntryId(u64::MAX), &mut |record| digest.bytes(&record.encode()));
         digest.0.finish()

@@ -226,6 +226,7 @@ fn compacted(log: &[Entry], live: &StateMachine, horizon: usize, start: Settings
         horizon: LogPosition { epoch: Epoch(1), id: up_to },
         settings: settings.unwrap_or(start),
         refused: live.refused().iter().copied().filter(|&id| id > up_to).collect(),
+        ts_ms: below.iter().filter_map(|entry| entry.ts_ms).max().unwrap_or(0),
         ..Base::default()
     };
     let mut state = StateMachine::new(&base, 2);

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use kv_core::entry::{Body, Entry, EntryId, LineView, LogPosition};
 use kv_core::mutant::{self, Mutant};
 
-use super::selection::{Place, absorb};
+use super::selection::{Place, absorb, observe_time};
 use super::{CompactionError, Run, Settled};
 use crate::compactor::CompactionOutcome;
 use crate::wal::manifest::FileKind;
@@ -83,6 +83,7 @@ impl<S: Storage> Run<S> {
             let mut last = self.base.horizon;
             each_line(&file, &mut |view, line| {
                 last = LogPosition { epoch: view.epoch, id: view.id };
+                observe_time(&mut self.base, view.ts_ms);
                 self.segment_lines_read += 1;
                 if view.key.is_none() { self.absorb(&file, line) } else { self.put(view.id, line) }
             })?;

@@ -105,3 +105,10 @@ pub(super) fn absorb(base: &mut Base, at: LogPosition, control: &Control) {
         Control::Epoch { .. } | Control::Lost { .. } => {}
     }
 }
+
+/// Time in the log goes on from the last line that has one, also when that is covered.
+pub(super) fn observe_time(base: &mut Base, ts_ms: Option<u64>) {
+    if !mutant::on(Mutant::CompactionForgetsTime) {
+        base.ts_ms = base.ts_ms.max(ts_ms.unwrap_or(0));
+    }
+}

@@ -3,7 +3,7 @@
 
 use kv_core::command::{Entity, Precondition};
 use kv_core::entry::{Body, Control};
-use kv_core::group::{Configuration, ConfigurationAt, Settings};
+use kv_core::group::{Configuration, ConfigurationAt, MemberId, Settings};
 use kv_core::state_machine::StateMachine;
 use proptest::prelude::*;
 
@@ -103,6 +103,15 @@ fn settings_in_the_base_are_those_at_the_horizon() {
     assert_eq!(compacted.base.settings, settings(1, 5));
     log.swap(&compacted);
     assert_eq!(log.recovered(EntryId(4)).digest(), log.replayed(Settings::default(), EntryId(4)).digest());
+}
+
+#[test]
+fn time_goes_on_from_a_line_that_is_covered_and_gone() {
+    let start = Body::Control(Control::Epoch { leader: MemberId(1) });
+    let mut log = Log::new(entries(vec![set("a", "1", 1), start]), &[2], Settings::default(), 0);
+    let compacted = log.compact().expect("readable").expect("sealed");
+    log.swap(&compacted);
+    assert_eq!(log.recovered(EntryId(2)).last_ts_ms(), 2000);
 }
 
 #[test]
