@@ -75,8 +75,10 @@ pub enum Message {
         config_id: EntryId,
     },
     /// What a member showed was accepted (and is remembered durably): it may vote and acknowledge.
+    /// It answers one start; another one of the same incarnation is a copy's. 0: from a release that didn't say which.
     Accepted {
         incarnation: u64,
+        start_id: u64,
     },
     /// What a member showed is older than what this voter saw of it: a copied or restored volume.
     Stale {

@@ -402,7 +402,7 @@ impl Replica {
             Message::TransferRequest { epoch } => self.on_transfer_request(now, from, epoch),
             Message::TimeoutNow { epoch } => self.on_timeout_now(now, from, epoch),
             Message::NotAMember { config_id } => self.on_not_a_member(now, from, config_id),
-            Message::Accepted { incarnation } => self.on_accepted(from, incarnation),
+            Message::Accepted { incarnation, start_id } => self.on_accepted(from, incarnation, start_id),
             Message::Stale { seen, reason } => self.on_stale(now, from, seen, &reason),
             Message::Show { hello, answer } => self.on_show(from, *hello, answer),
             Message::RefillRequest { epoch, number } => self.on_refill_request(from, epoch, number),

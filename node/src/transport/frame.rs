@@ -97,6 +97,8 @@ struct NotAMemberHeader {
 #[derive(Serialize, Deserialize)]
 struct AcceptedHeader {
     incarnation: u64,
+    #[serde(default)]
+    start_id: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -152,7 +154,9 @@ pub(crate) fn encode(message: &Message, out: &mut BytesMut) -> Result<u64, Frame
         &Message::TransferRequest { epoch } => put(out, kind::TRANSFER_REQUEST, &EpochHeader { epoch }),
         &Message::TimeoutNow { epoch } => put(out, kind::TIMEOUT_NOW, &EpochHeader { epoch }),
         &Message::NotAMember { config_id } => put(out, kind::NOT_A_MEMBER, &NotAMemberHeader { config_id }),
-        &Message::Accepted { incarnation } => put(out, kind::ACCEPTED, &AcceptedHeader { incarnation }),
+        &Message::Accepted { incarnation, start_id } => {
+            put(out, kind::ACCEPTED, &AcceptedHeader { incarnation, start_id })
+        }
         Message::Stale { seen, reason } => put(out, kind::STALE, &StaleHeader { seen: *seen, reason: reason.clone() }),
         Message::Show { hello, answer } => {
             put(out, kind::SHOW, &ShowHeader { hello: Cow::Borrowed(hello), answer: *answer })
@@ -302,7 +306,10 @@ pub(crate) fn decode(payload: Bytes) -> Result<Message, FrameError> {
         kind::TRANSFER_REQUEST => frame.only().map(|EpochHeader { epoch }| Message::TransferRequest { epoch }),
         kind::TIMEOUT_NOW => frame.only().map(|EpochHeader { epoch }| Message::TimeoutNow { epoch }),
         kind::NOT_A_MEMBER => frame.only().map(|NotAMemberHeader { config_id }| Message::NotAMember { config_id }),
-        kind::ACCEPTED => frame.only().map(|AcceptedHeader { incarnation }| Message::Accepted { incarnation }),
+        kind::ACCEPTED => {
+            let message = |AcceptedHeader { incarnation, start_id }| Message::Accepted { incarnation, start_id };
+            frame.only().map(message)
+        }
         kind::STALE => frame.only().map(|StaleHeader { seen, reason }| Message::Stale { seen, reason }),
         kind::SHOW => frame
             .only()

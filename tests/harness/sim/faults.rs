@@ -326,6 +326,8 @@ impl World {
         }
         self.tell(index, format_args!("is damaged: {name}"));
         self.slow_somebody();
+        // What it has acknowledged may be committed by that, and nobody has applied it yet: it was on a majority's disks.
+        self.watch.bury(self.nodes[index].volume.ledger.clone());
         let Volume { disk, ledger } = &mut self.nodes[index].volume;
         (ledger.is_damaged, ledger.may_look_torn) = (true, is_active);
         if is_active {
@@ -419,7 +421,7 @@ impl World {
         let is_older = |saved: &Ledger| saved.is_older_than(ledger) || (is_tight && saved.is_from_before(ledger));
         let fits = |(of, saved): &(usize, Volume)| {
             let is_older = saved.ledger.member() == ledger.member() && is_older(&saved.ledger);
-            *of == index && is_older && !self.was_alone(&saved.ledger)
+            *of == index && is_older && !self.was_alone(&saved.ledger) && self.is_outdated(&saved.ledger)
         };
         let mut saved = self.faults.saved.iter();
         if is_tight { saved.rposition(fits) } else { saved.position(fits) }
@@ -428,6 +430,18 @@ impl World {
     /// A copy of the only voter has nobody to ask: `docs/correctness.md`, *What escapes*.
     fn was_alone(&self, ledger: &Ledger) -> bool {
         ledger.voters().unwrap_or_else(|| self.founders()).len() == 1
+    }
+
+    /// The voters of the copy's time that still have their volumes are there and hold everything, also those that the
+    /// group has let go since: they are whom the copy shows itself to, and one that was not there has not seen more of
+    /// it (`docs/correctness.md`, *What escapes*).
+    fn is_outdated(&self, copy: &Ledger) -> bool {
+        let newest = EntryId(self.watch.committed());
+        let voters = copy.voters().unwrap_or_else(|| self.founders());
+        let others = self.nodes.iter().filter(|node| node.volume.ledger.member() != copy.member());
+        let mut asked =
+            others.filter(|node| node.volume.ledger.member().is_some_and(|member| voters.contains(&member)));
+        asked.all(|node| node.process.as_ref().is_some_and(|process| process.applied() == newest))
     }
 
     /// At a moment at which nothing is on its way; there are many of them.

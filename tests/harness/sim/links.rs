@@ -107,6 +107,7 @@ impl World {
         let Some(connection) = self.network.close(id) else { return };
         let [one, other] = connection.ends;
         for (me, peer) in [(one, other), (other, one)] {
+            self.watch_disconnected(me.place, peer.member);
             let Some(process) = self.process(me.place) else { continue };
             process.connections.remove(&peer.member);
             if process.peers.iter().any(|wanted| wanted.member_id == peer.member) {

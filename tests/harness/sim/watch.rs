@@ -68,6 +68,8 @@ pub(crate) struct Watch {
     oracle: StateMachine,
     keys: BTreeMap<Key, Versions>,
     configurations: Vec<Vec<MemberId>>,
+    /// The voters that a line names, by its id and epoch.
+    proposed: BTreeMap<(EntryId, Epoch), Vec<MemberId>>,
     effects: BTreeMap<(RequestId, OperationKind), Effect>,
     effects_total: u64,
     /// A request took effect again after it was rightly forgotten.
@@ -97,6 +99,7 @@ impl Watch {
             oracle: StateMachine::new(&base, 0),
             keys: BTreeMap::new(),
             configurations: Vec::new(),
+            proposed: BTreeMap::new(),
             effects: BTreeMap::new(),
             effects_total: 0,
             has_forgotten_requests: false,

@@ -103,10 +103,11 @@ impl Replica {
         if self.saved_seen.get(&from) != Some(&shown) {
             self.persist_state();
         }
+        let accepted = Message::Accepted { incarnation: hello.incarnation, start_id: hello.start_id };
         if mutant::on(Mutant::AcceptBeforeSeenIsDurable) {
-            return self.send(from, Message::Accepted { incarnation: hello.incarnation });
+            return self.send(from, accepted);
         }
-        self.when_durable(Then::Send(from, Message::Accepted { incarnation: hello.incarnation }));
+        self.when_durable(Then::Send(from, accepted));
     }
 
     /// Remembers, until the next save, what a voter is known to have promised and made durable. Only
@@ -174,8 +175,10 @@ impl Replica {
         }
     }
 
-    pub(super) fn on_accepted(&mut self, from: MemberId, incarnation: u64) {
-        if incarnation == self.hard.incarnation {
+    /// Late, it may be of a start before this one, and this one a copy that began at the same incarnation.
+    pub(super) fn on_accepted(&mut self, from: MemberId, incarnation: u64, start_id: u64) {
+        let is_mine = start_id == self.me.start_id || start_id == 0;
+        if is_mine && incarnation == self.hard.incarnation {
             self.shown_to.insert(from);
         }
     }
@@ -192,9 +195,11 @@ impl Replica {
         let epoch = self.epoch().max(seen.promise);
         self.become_follower(now, epoch);
         self.leader = None;
-        if seen.promise >= self.epoch() {
+        // A vote of this epoch that it knows of stands; one that it does not know of may have been given.
+        if seen.promise > self.epoch() || (seen.promise == self.epoch() && self.hard.promise.candidate.is_none()) {
             self.hard.promise = Promise { epoch: seen.promise, candidate: Some(self.me()) };
         }
+        self.persist.take_back_votes();
         self.hard.incarnation = self.hard.incarnation.max(seen.incarnation) + 1;
         let known = self.hard.quarantine.take().filter(|quarantine| !quarantine.may_vote);
         if known.is_none() {

@@ -174,17 +174,23 @@ impl Replica {
             return;
         }
         if let AppendResult::Durable(id) = ack.result {
-            self.saw(from, ack.epoch, id);
+            // What does not count it may lose: a snapshot may end below.
+            self.saw(from, ack.epoch, if ack.unfit { EntryId::ZERO } else { id });
         }
         let Role::Leader(leader) = &mut self.role else { return };
         let Some(progress) = leader.progress.get_mut(&from) else { return };
         progress.storage_full = ack.storage_full;
-        progress.unfit = ack.unfit;
+        let counts_again = progress.judge_fitness(ack.unfit);
         if ack.result != AppendResult::NeedSnapshot {
             progress.acked_round = progress.acked_round.max(ack.round);
         }
         match ack.result {
-            AppendResult::Durable(id) if id <= last => progress.accepted(id, now.mono_ms),
+            AppendResult::Durable(id) if id <= last => {
+                progress.accepted(id, now.mono_ms);
+                if counts_again {
+                    progress.probe(id.next(), now.mono_ms); // it may be a late answer, and no other is due
+                }
+            }
             AppendResult::Durable(_) => {} // above our log: not an answer to anything we sent
             AppendResult::Mismatch { rejected, hint } => {
                 if ack.unfit {
@@ -193,7 +199,7 @@ impl Replica {
                 }
                 // A late refusal of an append that was answered meanwhile changes nothing. At the matched
                 // id itself: the peer's horizon is above it.
-                if rejected >= progress.matched && rejected < progress.next {
+                if counts_again || (rejected >= progress.matched && rejected < progress.next) {
                     progress.probe(hint.id.next().max(EntryId(1)).min(last.next()), now.mono_ms);
                 }
             }

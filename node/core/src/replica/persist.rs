@@ -65,6 +65,16 @@ impl PersistQueue {
         self.waiting.push_back((self.submitted, then));
     }
 
+    /// Votes, and requests for them, that wait for their promise stay: who is quarantined now gives none and asks for none.
+    pub(super) fn take_back_votes(&mut self) {
+        let is_taken_back = |then: &Then| match then {
+            Then::Send(_, Message::VoteRequest(_)) => true,
+            Then::Send(_, Message::VoteReply(reply)) => reply.granted,
+            _ => false,
+        };
+        self.waiting.retain(|(_, then)| !is_taken_back(then));
+    }
+
     /// A cut lowers what appends that are still under way will have made durable.
     fn cut(&mut self, keep: EntryId) {
         self.durable = self.durable.min(keep);

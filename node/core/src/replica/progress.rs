@@ -112,6 +112,17 @@ impl Progress {
         }
     }
 
+    /// What it acknowledged while it counted in no quorum it may hold no more: a snapshot may have ended below. Its
+    /// answers tell anew. True: it counts from now on.
+    pub(crate) fn judge_fitness(&mut self, unfit: bool) -> bool {
+        let counts_again = self.unfit && !unfit;
+        if counts_again {
+            self.matched = EntryId::ZERO;
+        }
+        self.unfit = unfit;
+        counts_again
+    }
+
     /// An append was accepted and is durable up to `durable`.
     pub(crate) fn accepted(&mut self, durable: EntryId, now_ms: u64) {
         self.last_answer_ms = now_ms;

@@ -42,6 +42,8 @@ pub(crate) struct World {
     window: Option<usize>,
     /// Nodes that run a release of an older feature level.
     older: BTreeSet<String>,
+    /// Some: that a snapshot has arrived, its sender learns when a story says so.
+    reports: Option<Vec<(String, Input)>>,
     out: String,
     watch: Watch,
 }
@@ -71,6 +73,10 @@ impl World {
             ["chaos", seed] => self.network.chaos(seed.parse().ok()),
             ["keep-snapshots"] => self.network.keep_snapshots(),
             ["release-snapshots", n] => self.network.release_snapshots(n.parse().expect("a number")),
+            ["keep-reports"] => drop(self.reports.get_or_insert_default()),
+            ["release-reports"] => {
+                self.reports.take().into_iter().flatten().for_each(|(name, input)| self.step(&name, input));
+            }
             ["calm"] => self.network.chaos(None),
             ["read", name] => self.request(name, Request::ReadIndex),
             ["storage-full", name] => self.step(name, Input::Storage { full: true }),
@@ -505,7 +511,11 @@ impl World {
                 }
                 node.staged = Some(staged);
                 self.step(&to, Input::SnapshotStaged { from: sender, epoch, position, cluster_id });
-                self.step(&from, Input::SnapshotSent { peer: receiver, result: Ok(position) });
+                let sent = Input::SnapshotSent { peer: receiver, result: Ok(position) };
+                match &mut self.reports {
+                    Some(reports) => reports.push((from, sent)),
+                    None => self.step(&from, sent),
+                }
             }
         }
     }

@@ -67,7 +67,7 @@ pub(crate) fn all_messages() -> Vec<Message> {
         Message::TransferRequest { epoch },
         Message::TimeoutNow { epoch },
         Message::NotAMember { config_id: EntryId(3) },
-        Message::Accepted { incarnation: 12 },
+        Message::Accepted { incarnation: 12, start_id: u64::MAX },
         Message::Stale { seen: Seen { incarnation: 4, ..Seen::default() }, reason: "a \"copied\"\nvolume".into() },
         Message::Show { hello: Box::new(hello(5, Some("c"))), answer: true },
         Message::RefillRequest { epoch, number: u64::MAX },
@@ -220,6 +220,13 @@ fn a_refill_is_asked_for_and_answered_across_releases() {
     assert_eq!(decode(request.into()), Ok(Message::RefillRequest { epoch: Epoch(3), number: 0 }));
     let answer = sealed('r', r#"{"epoch":3,"until":9}"#);
     assert_eq!(decode(answer.into()), Ok(Message::RefillAnswer { epoch: Epoch(3), number: 0, until }));
+}
+
+/// A release that didn't say which start it accepts says so of any.
+#[test]
+fn an_acceptance_is_read_across_releases() {
+    let accepted = sealed('C', r#"{"incarnation":4}"#);
+    assert_eq!(decode(accepted.into()), Ok(Message::Accepted { incarnation: 4, start_id: 0 }));
 }
 
 fn any_append() -> impl Strategy<Value = Append> {

@@ -65,7 +65,7 @@ impl Follower {
                 assert!(self.is_connected, "disconnected twice");
                 self.is_connected = false;
             }
-            TransportEvent::Received { message: Message::Accepted { incarnation }, .. } => {
+            TransportEvent::Received { message: Message::Accepted { incarnation, .. }, .. } => {
                 assert!(self.is_connected, "a message of no connection");
                 assert!(incarnation > self.last_received, "out of order");
                 self.last_received = incarnation;
@@ -74,7 +74,7 @@ impl Follower {
         }
         for _ in 0..10 {
             self.sent += 1;
-            self.node.transport.send(self.peer, Message::Accepted { incarnation: self.sent });
+            self.node.transport.send(self.peer, Message::Accepted { incarnation: self.sent, start_id: 1 });
         }
     }
 }

@@ -86,7 +86,7 @@ impl World {
                 match &input {
                     Input::Request { token, .. } => self.watch_question(place, *token),
                     Input::Storage { full } => self.watch_told_full(place, *full),
-                    Input::Connected { hello } => self.watch_connected(place, hello),
+                    Input::Connected { hello } => self.watch_told_connected(place, hello),
                     _ => {}
                 }
                 self.step(place, input);

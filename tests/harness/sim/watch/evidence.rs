@@ -2,7 +2,7 @@
 //! made durable and on what has arrived, from whom and in which epoch. The watch keeps that evidence by
 //! itself, from the messages and the disks, and compares. Called by the checks of sending and of rounds.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use kv_core::entry::{Entry, EntryId, Epoch, LogPosition};
 use kv_core::group::MemberId;
@@ -10,6 +10,7 @@ use kv_core::message::{Append, AppendAck, AppendResult, Hello, Message, Promise,
 use kv_core::quorum::majority;
 use kv_core::status::Role;
 
+use super::Watch;
 use super::rules::{LEASE_PERCENT, Question};
 use crate::sim::node::Place;
 use crate::sim::world::World;
@@ -22,10 +23,12 @@ const CLOCKS_PERCENT_MAX: u64 = 106;
 /// What has arrived where.
 #[derive(Debug, Default)]
 pub(super) struct Evidence {
-    /// What a member has acknowledged to a leader, and whether it said that this counts.
+    /// What a member has acknowledged to a leader since it counts, and whether it does.
     acknowledged: BTreeMap<(Place, Epoch, MemberId), (EntryId, Counts)>,
     /// Up to where appends of an epoch came to a process.
     covered: BTreeMap<(Place, Epoch), EntryId>,
+    /// Up to where a snapshot has replaced the log of a process.
+    installed: BTreeMap<Place, EntryId>,
     /// Processes that started on a volume of a group, which may be an old one.
     must_show: BTreeSet<Place>,
     /// Who has accepted what this process showed.
@@ -38,8 +41,9 @@ pub(super) struct Evidence {
     led: BTreeMap<Place, (Epoch, EntryId)>,
     /// The latest beginning of the time in the log, and when that was.
     time: Option<(u64, u64)>,
-    /// When a leader was asked up to where a member must be refilled.
-    refills: BTreeMap<(Place, MemberId), Question>,
+    /// When a leader was asked up to where a member must be refilled, by the number of its question. It may ask again
+    /// before it is answered.
+    refills: BTreeMap<(Place, MemberId, u64), VecDeque<Question>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,8 +75,17 @@ impl Showing {
     }
 }
 
+impl Watch {
+    pub(super) fn note_installed(&mut self, place: Place, up_to: EntryId) {
+        self.evidence.installed.insert(place, up_to);
+    }
+}
+
 impl World {
-    pub(crate) fn watch_connected(&mut self, place: Place, hello: &Hello) {
+    pub(super) fn watch_connected(&mut self, place: Place, hello: &Hello) {
+        if hello.cluster_id.is_none() {
+            return; // nothing to accept
+        }
         let showings = self.watch.evidence.showings.entry((place, hello.member_id)).or_default();
         if showings.len() == SHOWINGS_MAX {
             showings.remove(0); // refused ones are never answered
@@ -99,18 +112,22 @@ impl World {
             Message::AppendAck(AppendAck { epoch, result: AppendResult::Durable(id), unfit, .. }) => {
                 let counts = if *unfit { Counts::No } else { Counts::Yes };
                 let known = evidence.acknowledged.entry((place, *epoch, from)).or_insert((*id, counts));
-                *known = (known.0.max(*id), counts);
+                // What was acknowledged before it counted again may be gone with a snapshot that ends below.
+                let before = if known.1 == counts { known.0 } else { EntryId::ZERO };
+                *known = (before.max(*id), counts);
             }
             Message::Append(Append { epoch, prev, entries, .. }) => {
                 let end = entries.last().map_or(prev.id, |entry| entry.id);
                 let covered = evidence.covered.entry((place, *epoch)).or_default();
                 *covered = end.max(*covered);
             }
-            Message::Accepted { .. } => drop(evidence.accepted_by.insert((place, from))),
+            Message::Accepted { start_id, .. } if *start_id == place.start => {
+                evidence.accepted_by.insert((place, from));
+            }
             Message::Show { hello, .. } => self.watch_connected(place, hello),
-            Message::RefillRequest { .. } => {
+            Message::RefillRequest { epoch, number } if self.leads_in(place, *epoch) => {
                 if let Some(question) = self.question(place, None) {
-                    self.watch.evidence.refills.entry((place, from)).or_insert(question);
+                    self.watch.evidence.refills.entry((place, from, *number)).or_default().push_back(question);
                 }
             }
             _ => {}
@@ -120,7 +137,10 @@ impl World {
     pub(super) fn check_evidence(&mut self, place: Place, to: MemberId, message: &Message) {
         match message {
             Message::AppendAck(AppendAck { epoch, result: AppendResult::Durable(id), unfit, .. }) => {
-                let covered = self.watch.evidence.covered.get(&(place, *epoch)).copied().unwrap_or_default();
+                // What a snapshot holds is committed, and so in the log of whoever leads: it is matched, too.
+                let evidence = &self.watch.evidence;
+                let covered = evidence.covered.get(&(place, *epoch)).max(evidence.installed.get(&place));
+                let covered = covered.copied().unwrap_or_default();
                 assert!(*id <= covered, "acknowledges {id}, and appends of epoch {epoch} came up to {covered}");
                 let is_quarantined = self.watch.rules.is_quarantined(place);
                 assert!(*unfit || !is_quarantined, "a quarantined member's acknowledgement up to {id} counts");
@@ -132,11 +152,12 @@ impl World {
             Message::VoteReply(VoteReply { granted: true, kind, .. }) if *kind != VoteKind::Pre => {
                 self.check_shown(place, "votes");
             }
-            Message::Accepted { incarnation } => self.check_accepted(place, to, *incarnation),
-            Message::RefillAnswer { epoch, .. } => {
+            Message::Accepted { incarnation, start_id } => self.check_accepted(place, to, (*incarnation, *start_id)),
+            Message::RefillAnswer { epoch, number, .. } => {
                 let leads = self.leads_in(place, *epoch);
                 assert!(leads, "says up to where to refill, and does not lead in epoch {epoch}");
-                if let Some(question) = self.watch.evidence.refills.remove(&(place, to)) {
+                let asked = self.watch.evidence.refills.get_mut(&(place, to, *number));
+                if let Some(question) = asked.and_then(VecDeque::pop_front) {
                     assert!(self.is_confirmed(place, &question), "says up to where to refill, and is not confirmed");
                 }
             }
@@ -165,14 +186,15 @@ impl World {
     }
 
     /// Who has accepted one start of a member accepts no older and no second one; and has it on its disk.
-    fn check_accepted(&mut self, place: Place, of: MemberId, incarnation: u64) {
+    fn check_accepted(&mut self, place: Place, of: MemberId, start: (u64, u64)) {
         let Some(process) = self.nodes[place.node].process.as_ref() else { return };
         let key = (process.member, of);
         let Some(showings) = self.watch.evidence.showings.get_mut(&(place, of)) else { return };
         let earlier = self.watch.evidence.accepted.get(&key);
-        let fits = |s: &Showing| s.incarnation == incarnation && earlier.is_none_or(|earlier| s.follows(earlier));
-        let Some(at) = showings.iter().position(fits) else {
-            panic!("accepts incarnation {incarnation} of {of} after {earlier:?}; it showed {showings:?}");
+        let is_it = |s: &Showing| (s.incarnation, s.start_id) == start;
+        let Some(at) = showings.iter().position(|s| is_it(s) && earlier.is_none_or(|earlier| s.follows(earlier)))
+        else {
+            panic!("accepts start {start:?} of {of} after {earlier:?}; it showed {showings:?}");
         };
         let showing = showings.remove(at);
         let seen = self.nodes[place.node].volume.ledger.seen.get(&of);
@@ -184,7 +206,9 @@ impl World {
     /// Time in the log never goes back, and goes on from its first entry no faster than true time, whatever the wall
     /// clocks show. (It may lag: it stands still while nobody leads.)
     pub(super) fn watch_time(&mut self, place: Place, entry: &Entry) {
-        let Some(ts_ms) = entry.ts_ms.filter(|_| self.leads_in(place, entry.epoch)) else { return };
+        // Who orders a line is asked to hold it first, and may be deposed in the same round.
+        let is_new = !self.watch.lines.contains_key(&(entry.id, entry.epoch));
+        let Some(ts_ms) = entry.ts_ms.filter(|_| is_new) else { return };
         let below = self.nodes[place.node].volume.ledger.asked.range(..entry.id).rev();
         let mut entries = below.filter_map(|(_, line)| Entry::decode(line.bytes.clone()).ok());
         let before_ms = entries.find_map(|entry| entry.ts_ms);

@@ -10,6 +10,7 @@ use kv_core::quorum::majority;
 use kv_core::state_machine::Outcome;
 use kv_core::status::Role;
 
+use super::rules::voters_in;
 use super::{Decided, Effect, Ledger, Line, Watch};
 use crate::sim::admin::Order;
 use crate::sim::node::Place;
@@ -73,14 +74,17 @@ impl World {
     }
 
     /// A majority of the voters' disks holds the line now. Majorities of neighbouring configurations
-    /// intersect, so it may be that of the one before.
+    /// intersect, so it may be that of the one before, or of the one that its leader has proposed behind it:
+    /// a configuration is in force from the moment it is in the log, which may be the leader's alone.
     pub(super) fn check_majority(&self, place: Place, id: EntryId, line: &Line) {
         let held_by = |voter: &MemberId| self.ledgers_of(*voter).any(|ledger| ledger.durable.get(&id) == Some(line));
         let holds = |voters: &Vec<MemberId>| voters.iter().filter(|v| held_by(v)).count() >= majority(voters.len());
         let mine = self.voters_of(place);
         let recent = self.watch.configurations.iter().rev().take(2);
         let first: Vec<MemberId> = self.founders();
-        let holds = std::iter::once(&mine).chain(recent).chain([&first]).any(holds);
+        let next = self.watch.proposed.range((id, line.epoch)..).filter(|((_, epoch), _)| *epoch >= line.epoch);
+        let next = next.map(|(_, voters)| voters);
+        let holds = std::iter::once(&mine).chain(recent).chain([&first]).chain(next).any(holds);
         assert!(holds, "entry {id} is committed, and not on the disks of a majority");
     }
 
@@ -132,6 +136,7 @@ impl World {
                 }
             }
             Persist::Install { position, .. } => {
+                watch.note_installed(place, position.id);
                 assert!(position.id.0 <= watch.committed(), "a snapshot holds only what is committed");
                 let is_refilled = watch.rules.is_quarantined(place);
                 for (id, line) in ledger.asked.range(position.id.next()..).filter(|_| !is_refilled) {
@@ -240,6 +245,9 @@ impl World {
 
 impl Watch {
     fn note_line(&mut self, entry: &Entry, before: Epoch) -> Line {
+        if let Some(voters) = voters_in(entry) {
+            self.proposed.insert((entry.id, entry.epoch), voters);
+        }
         let line = Line { epoch: entry.epoch, bytes: entry.line.clone() };
         let noted = self.lines.entry((entry.id, entry.epoch)).or_insert_with(|| (line.clone(), before));
         assert_eq!(*noted, (line.clone(), before), "two logs differ at or before entry {}", entry.id);

@@ -8,10 +8,11 @@ use kv_core::command::{Change, OperationKind};
 use kv_core::contract::{Refusal, Reply, Token};
 use kv_core::entry::{Body, Control, Entry, EntryId, Epoch};
 use kv_core::group::MemberId;
-use kv_core::message::{Append, AppendAck, AppendResult, Heartbeat, Lead, Message, Round};
+use kv_core::message::{Append, AppendAck, AppendResult, Heartbeat, Hello, Lead, Message, Round};
 use kv_core::quorum::majority;
 use kv_core::status::Role;
 
+use super::{Line, Watch};
 use crate::sim::admin::Order;
 use crate::sim::clients::{Delivery, Wish};
 use crate::sim::node::Place;
@@ -33,6 +34,8 @@ pub(super) struct Rules {
     /// The last round that a member answered to a leader.
     pub(super) answered: BTreeMap<(Place, Epoch, MemberId), Round>,
     heard_us: BTreeMap<(Place, MemberId), u64>,
+    /// Whose connection a replica was told of; it may have come anew since.
+    connected: BTreeSet<(Place, MemberId)>,
     questions: BTreeMap<(Place, Token), Question>,
     /// Up to where a snapshot was sent: who takes it needs no line below.
     snapshots: BTreeMap<(Place, MemberId), EntryId>,
@@ -179,7 +182,9 @@ impl World {
         assert!(self.is_answered(place, entry.epoch, &rests_on), "entry {} changes voters unanswered", entry.id);
         let added = added.len();
         let removed = before.iter().filter(|voter| !after.contains(voter)).count();
-        assert!(added + removed == 1, "entry {} adds {added} voters and removes {removed}", entry.id);
+        // Who is awaited in the place of a lost voter can be let go, too: then the voters stay as they are.
+        let lets_go = added + removed == 0 && self.watch.is_fewer_awaited(entry, changed_at);
+        assert!(added + removed == 1 || lets_go, "entry {} adds {added} voters and removes {removed}", entry.id);
         let me = process.member;
         let there = after.iter().filter(|v| **v == me || self.was_heard(place, **v, PERHAPS_HEARD_PERCENT)).count();
         assert!(removed == 0 || there >= majority(after.len()), "entry {} leaves no majority that is there", entry.id);
@@ -274,11 +279,17 @@ impl World {
             })
     }
 
-    /// That of the replica now, or one of the last: it may have changed since it was counted by.
+    /// That of the replica now, or one of the last: it may have changed since it was counted by. Of those that are
+    /// not committed, the ones in its own log.
     pub(super) fn any_configuration(&self, place: Place, holds: impl Fn(&[MemberId]) -> bool) -> bool {
         let recent = self.watch.configurations.iter().rev().take(2);
         let (mine, first) = (self.voters_of(place), self.founders());
+        let asked = &self.nodes[place.node].volume.ledger.asked;
+        let is_here = |(id, epoch): &(EntryId, Epoch)| asked.get(id).is_some_and(|line| line.epoch == *epoch);
+        let above = self.watch.proposed.range((EntryId(self.watch.committed()).next(), Epoch::default())..);
+        let mut next = above.filter(|(at, _)| is_here(at)).map(|(_, voters)| voters);
         [&mine].into_iter().chain(recent).chain([&first]).any(|voters| holds(voters))
+            || next.any(|voters| holds(voters))
     }
 
     /// A leader answers by itself only as long as a round that a majority answered was sent not long ago.
@@ -330,12 +341,22 @@ impl World {
             else {
                 continue;
             };
-            let is_there =
-                process.connections.contains_key(&voter) && self.was_heard(place, voter, SURELY_HEARD_PERCENT);
+            // Who has just come back is not known to be there yet.
+            let is_there = self.watch.rules.connected.contains(&(place, voter))
+                && self.was_heard(place, voter, SURELY_HEARD_PERCENT);
             let snapshot = self.watch.rules.snapshots.get(&(place, voter)).copied().unwrap_or_default();
             let last = self.nodes[there.node].volume.ledger.last_asked().max(snapshot);
             assert!(!is_there || limit <= last, "compaction up to {limit}, and {voter} is there and ends at {last}");
         }
+    }
+
+    pub(crate) fn watch_told_connected(&mut self, place: Place, hello: &Hello) {
+        self.watch.rules.connected.insert((place, hello.member_id));
+        self.watch_connected(place, hello);
+    }
+
+    pub(crate) fn watch_disconnected(&mut self, place: Place, peer: MemberId) {
+        self.watch.rules.connected.remove(&(place, peer));
     }
 
     /// A snapshot may end below what was acknowledged.
@@ -358,6 +379,22 @@ impl World {
                 assert!(since_us <= HAND_OVER_US_MAX, "a hand-over has not ended after {since_us} us");
             }
         }
+    }
+}
+
+impl Watch {
+    /// Fewer than in the configuration of an id before.
+    fn is_fewer_awaited(&self, entry: &Entry, before: EntryId) -> bool {
+        let awaited = |line: &Line| Entry::decode(line.bytes.clone()).ok().and_then(|entry| awaited_in(&entry));
+        let before = self.lines.range((before, Epoch::default())..=(before, entry.epoch)).next_back();
+        awaited_in(entry) < before.and_then(|(_, (line, _))| awaited(line))
+    }
+}
+
+fn awaited_in(entry: &Entry) -> Option<usize> {
+    match &entry.body {
+        Body::Control(Control::Config(configuration)) => Some(configuration.replacing.len()),
+        _ => None,
     }
 }
 
