@@ -56,7 +56,7 @@ impl tower::Service<Request<Body>> for Service {
     }
 }
 
-/// Reading and writing one key is nearly all that clients ask for, and the way through the router would be a sixth of
+/// Reading and writing one key is nearly all that clients ask for, and the way through the router would be a seventh of
 /// the node's own work for it: these three go straight to their handlers.
 async fn answer(app: &App, mut router: Router, request: Request<Body>) -> Response {
     let app = || State(app.clone());
