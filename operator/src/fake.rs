@@ -192,6 +192,12 @@ impl State {
         }
     }
 
+    /// What the chart brings for an operator to run with.
+    pub(crate) fn add_service_account(&mut self, name: &str) {
+        let account = json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": { "name": name } });
+        self.store(("serviceaccounts".to_owned(), name.to_owned()), account);
+    }
+
     /// As the API server does: nothing is new when nothing differs.
     pub(crate) fn store(&mut self, key: (String, String), mut object: Value) -> Value {
         if self.objects.get(&key) == Some(&object) {

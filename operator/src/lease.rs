@@ -222,8 +222,7 @@ mod tests {
     #[tokio::test]
     async fn a_lease_goes_with_the_account_that_the_chart_brought() {
         let world = World::default();
-        let account = serde_json::json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": { "name": "kv" } });
-        world.state().store(("serviceaccounts".to_owned(), "kv".to_owned()), account);
+        world.state().add_service_account("kv");
         let claimant = Claimant { service_account: Some("kv".to_owned()), ..claimant("one") };
         assert!(Turns::new(world.client(), NAMESPACE, claimant).attempt().await);
         let lease = world.state().get("leases", LEASE).cloned().unwrap();

@@ -20,8 +20,7 @@ async fn the_chart_gives_the_rights_that_are_used_and_no_others() {
         set_spec(&mut world.state(), spec);
         operator.converge().await;
     }
-    let account = json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": { "name": "kv" } });
-    world.state().store(("serviceaccounts".to_owned(), "kv".to_owned()), account);
+    world.state().add_service_account("kv");
     let claimant = Claimant { name: "one".to_owned(), service_account: Some("kv".to_owned()) };
     let mut turns = Turns::new(world.client(), NAMESPACE, claimant);
     turns.acquire().await;
