@@ -53,7 +53,7 @@ fn every_alert_says_what_to_do_and_is_explained() {
         let name = alert["alert"].as_str().unwrap();
         let annotations = &alert["annotations"];
         assert!(operations.contains(&format!("\n### {name}\n")), "docs/operations.md has no section {name}");
-        assert_eq!(annotations["runbook"], format!("docs/operations.md#{}", name.to_lowercase()), "{name}");
+        assert_eq!(annotations["runbook_url"], format!("docs/operations.md#{}", name.to_lowercase()), "{name}");
         assert!(annotations["summary"].is_string() && annotations["description"].is_string(), "{name}");
         assert!(["critical", "warning"].map(Value::from).contains(&alert["labels"]["severity"]), "{name}");
     }
