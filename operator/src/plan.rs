@@ -2,7 +2,8 @@
 //! action that disturbs anybody in each plan; the next one is decided on what is seen after it. Never
 //! sees a Kubernetes client; a plan for a cluster at rest is empty.
 //!
-//! The order is that of danger: found the group, then its members, then who leads, then restarts.
+//! The order is that of danger: found the group, then who leads, then its members, then restarts. Who only waits
+//! lets the next one have the turn.
 
 mod bootstrap;
 mod labels;
@@ -197,8 +198,19 @@ impl Step {
         Self { directive: Some(directive), progress: Some(Progress::new(reason, message)) }
     }
 
-    fn is_idle(&self) -> bool {
-        self.directive.is_none() && self.progress.is_none()
+    /// This one if it does anything, else the next one. What is waited for first is told.
+    fn or(self, next: impl FnOnce() -> Self) -> Self {
+        if self.directive.is_some() {
+            return self;
+        }
+        let Self { directive, progress } = next();
+        let (first, second) = if directive.is_some() { (progress, self.progress) } else { (self.progress, progress) };
+        Self { directive, progress: first.or(second) }
+    }
+
+    /// What it does, and what it waits for.
+    fn apart(self) -> (Self, Self) {
+        if self.directive.is_some() { (self, Self::default()) } else { (Self::default(), self) }
     }
 }
 
@@ -221,16 +233,16 @@ pub fn plan(desired: &Desired, observed: &Observed, memory: &Memory, draw: &Draw
     let choices = choices(desired, observed, group.as_ref(), draw, image, volumes.claim_size);
     compare(desired, observed, &choices, &mut plan);
     (plan.grow, plan.replace_set) = (volumes.grow, volumes.replace_set);
+    if let Some(group) = &group {
+        plan.tune = live::plan(desired, observed, group);
+    }
+    let roll = rollout::outdated(observed, &spec_hash);
     let step = match &group {
         None => {
-            let (assignment, step) = bootstrap::found(desired, observed, choices.set_replicas, draw);
-            plan.assignment = assignment;
-            step
+            let mended = rollout::mend(observed, &roll, &mut plan.memory, draw.now_ms);
+            mended.or(|| bootstrap::found(desired, observed, choices.set_replicas, draw, &mut plan.assignment))
         }
-        Some(group) => {
-            plan.tune = live::plan(desired, observed, group);
-            govern(desired, observed, group, &spec_hash, draw, &mut plan)
-        }
+        Some(group) => govern(desired, observed, group, &roll, draw.now_ms, &mut plan),
     };
     // A pod that goes while there is no set does not come back.
     let has_set = observed.set().is_some() && !plan.replace_set;
@@ -265,44 +277,45 @@ impl Plan {
     }
 }
 
-/// A group that exists: the first part that has something to do, or waits for something, has the turn.
+/// A group that exists: the first part that has something to do has the turn.
 fn govern(
     desired: &Desired,
     observed: &Observed,
     group: &Group<'_>,
-    spec_hash: &str,
-    draw: &Draw,
+    roll: &rollout::Outdated,
+    now_ms: u64,
     plan: &mut Plan,
 ) -> Step {
-    let finish = bootstrap::finish(observed, group);
-    if !finish.is_idle() {
-        return finish;
-    }
-    let roll = rollout::outdated(observed, spec_hash);
-    let recovery = || recovery::plan(desired, observed, group);
-    if let Some(step) = group.leader.is_none().then(recovery).flatten() {
-        plan.leadership = step.progress.clone();
-        return step;
-    }
-    let led = leadership::plan(desired, observed, group, &mut plan.memory, &roll, draw.now_ms);
-    plan.leadership = led.without_leader;
-    if group.leader.is_none() || led.step.directive.is_some() {
-        return led.step;
-    }
-    let mut members = membership::plan(desired, observed, group);
-    if members.directive.is_none() {
-        members.directive = settings(desired, group);
-    }
-    let rolled = match members.is_idle() {
-        true => rollout::plan(desired, observed, group, &roll, &mut plan.memory, draw.now_ms),
-        false => Step::default(),
+    let recovery = || match group.leader {
+        None => recovery::plan(desired, observed, group).unwrap_or_default(),
+        Some(_) => Step::default(),
     };
-    let parts = [members, rolled, led.step, membership::awaited(desired, observed, group)];
-    parts.into_iter().find(|step| !step.is_idle()).unwrap_or_default()
+    let (recover, unrecovered) = recovery().apart();
+    let urgent = bootstrap::finish(observed, group).or(|| recover);
+    if urgent.directive.is_some() {
+        return urgent;
+    }
+    let led = leadership::plan(desired, observed, group, &mut plan.memory, roll, now_ms);
+    plan.leadership = led.without_leader;
+    let (lead, unled) = led.step.apart();
+    if group.leader.is_none() {
+        let mended = || rollout::mend(observed, roll, &mut plan.memory, now_ms);
+        return lead.or(mended).or(|| unled).or(|| unrecovered);
+    }
+    lead.or(|| membership::plan(desired, observed, group))
+        .or(|| settings(desired, group))
+        .or(|| rollout::mend(observed, roll, &mut plan.memory, now_ms))
+        .or(|| rollout::plan(desired, observed, group, roll, &mut plan.memory, now_ms))
+        .or(|| unled)
+        .or(|| membership::awaited(desired, observed, group))
 }
 
 /// What decides what apply does is state of the group: an entry changes it.
-fn settings(desired: &Desired, group: &Group<'_>) -> Option<Directive> {
+fn settings(desired: &Desired, group: &Group<'_>) -> Step {
+    Step { directive: change_settings(desired, group), progress: None }
+}
+
+fn change_settings(desired: &Desired, group: &Group<'_>) -> Option<Directive> {
     let leader = group.leader?;
     let (present, wanted) = (leader.status.replica.settings, desired.settings);
     let history = (present.history_limit != wanted.history_limit).then_some(wanted.history_limit);

@@ -11,18 +11,20 @@ use crate::group::Group;
 use crate::observed::{Observed, PodSeen};
 use crate::validate::Desired;
 
-/// No node that answers is a member of a group. `set_replicas`: all pods that must answer first.
+/// No node that answers is a member of a group. `set_replicas`: all pods that must answer first; `assign`: who
+/// founds it, if that is to be written down first.
 pub(super) fn found(
     desired: &Desired,
     observed: &Observed,
     set_replicas: u32,
     draw: &Draw,
-) -> (Option<Assignment>, Step) {
+    assign: &mut Option<Assignment>,
+) -> Step {
     let silent: Vec<String> =
         (0..set_replicas).filter(|ordinal| !is_empty(observed, *ordinal)).map(|o| desired.identity.pod(o)).collect();
     if !silent.is_empty() {
         let message = format!("waiting for {} to answer", silent.join(", "));
-        return (None, Step::waits(Reason::Founding, message));
+        return Step::waits(Reason::Founding, message);
     }
     let founders: Vec<(MemberInfo, Founder)> =
         (0..desired.replicas).filter_map(|ordinal| founder(desired, observed, ordinal)).collect();
@@ -30,16 +32,16 @@ pub(super) fn found(
     match assigned(desired, observed) {
         Some(assignment) if assignment.voters == present => {
             let nodes = founders.into_iter().map(|(_, founder)| founder).collect();
-            (None, send(nodes, assignment, desired.settings))
+            send(nodes, assignment, desired.settings)
         }
         // Led once: what the volumes held is gone, and founding it anew would hide that.
         Some(_) if observed.status.epoch.is_some_and(|epoch| epoch > 0) => {
             let message = "every volume is empty, but the group has held data: put the volumes back, or delete and create the KvCluster to begin anew";
-            (None, Step::waits(Reason::Founding, message))
+            Step::waits(Reason::Founding, message)
         }
         _ => {
-            let assignment = Assignment { cluster_id: draw.cluster_id.clone(), voters: present };
-            (Some(assignment), Step::waits(Reason::Founding, "the group is being founded"))
+            *assign = Some(Assignment { cluster_id: draw.cluster_id.clone(), voters: present });
+            Step::waits(Reason::Founding, "the group is being founded")
         }
     }
 }

@@ -33,6 +33,8 @@ pub struct Memory {
     asked: u32,
     /// Since when a roll has waited for the same pod.
     pub(super) roll_waits_since_ms: Option<u64>,
+    /// Since when some pod that needs a restart has said nothing, and was not ready.
+    pub(super) silent_since_ms: Option<u64>,
 }
 
 /// What leadership comes to.

@@ -1,6 +1,6 @@
 //! Restarting pods whose settings are not those of the spec: one at a time, through the eviction API.
-//! What does not run anyway first, then followers, most lagging first, the leader last and only after a
-//! hand-over. Never while a voter is missing.
+//! What does not run anyway first, whether or not anybody leads; then followers, most lagging first, the
+//! leader last and only after a hand-over, and never while a voter is missing.
 
 use crate::crd::{Reason, UpdateStrategy};
 use crate::group::Group;
@@ -9,8 +9,7 @@ use crate::validate::Desired;
 
 use super::{Directive, Memory, Step};
 
-/// A pod that was restarted, and nothing says what it lacks, may take this long to be back: it is what a Deployment
-/// takes for stuck, too.
+/// A pod of which nothing says what it lacks may take this long to start: it is what a Deployment takes for stuck, too.
 const STUCK_AFTER_MS: u64 = 600_000;
 
 /// The pods that need a restart, by ordinal.
@@ -21,11 +20,33 @@ impl Outdated {
     pub(super) fn is_over(&self) -> bool {
         self.0.is_empty()
     }
+
+    fn pods<'a>(&self, observed: &'a Observed) -> impl Iterator<Item = (u32, &'a PodSeen)> {
+        self.0.iter().map(|ordinal| (*ordinal, &observed.pods[ordinal]))
+    }
+
+    fn progress(&self, pod: &PodSeen) -> String {
+        format!("{} is being restarted; {} to go", pod.name, self.0.len())
+    }
 }
 
 pub(super) fn outdated(observed: &Observed, spec_hash: &str) -> Outdated {
     let differs = |pod: &PodSeen| pod.spec_hash.as_deref() != Some(spec_hash);
     Outdated(observed.pods.iter().filter(|(_, pod)| differs(pod)).map(|(ordinal, _)| *ordinal).collect())
+}
+
+/// A pod that does not run is missed by nobody who does not miss it already, and its restart may be what a leader
+/// waits for: the spec was wrong, and has been corrected. Silence alone says little, and must last, unless nobody has
+/// ever led.
+pub(super) fn mend(observed: &Observed, roll: &Outdated, memory: &mut Memory, now_ms: u64) -> Step {
+    let down = || roll.pods(observed).map(|(_, pod)| pod).filter(|pod| !pod.ready && !pod.terminating);
+    let failed = down().find(|pod| pod.trouble.is_some());
+    let silent = down().find(|pod| pod.status().is_none());
+    let since = silent.map(|_| memory.silent_since_ms.unwrap_or(now_ms));
+    memory.silent_since_ms = since;
+    let patience_ms = if observed.status.epoch.is_some() { STUCK_AFTER_MS } else { 0 };
+    let silent = silent.filter(|_| since.is_some_and(|since| now_ms >= since + patience_ms));
+    failed.or(silent).map_or_else(Step::default, |pod| restart(pod, roll.progress(pod)))
 }
 
 pub(super) fn plan(
@@ -51,24 +72,17 @@ pub(super) fn plan(
 
 fn next(desired: &Desired, observed: &Observed, group: &Group<'_>, roll: &Outdated) -> Step {
     let Some(leader) = group.leader.filter(|_| !roll.is_over()) else { return Step::default() };
-    let left = roll.0.len();
-    let rolling = |pod: &str| format!("{pod} is being restarted; {left} to go");
-    let pods = || roll.0.iter().map(|ordinal| (*ordinal, &observed.pods[ordinal]));
-    if let Some((_, pod)) = pods().find(|(_, pod)| pod.trouble.is_some() && !pod.ready && !pod.terminating) {
-        return restart(pod, rolling(&pod.name));
-    }
     if let Some(why) = why_wait(observed, group) {
         return Step::waits(if is_stuck(observed) { Reason::RolloutStuck } else { Reason::Rolling }, why);
     }
     let lag = |pod: &PodSeen| {
         pod.status().and_then(|status| group.record(status.replica.member_id)).map_or(u64::MAX, |record| record.lag)
     };
-    if let Some((_, pod)) =
-        pods().filter(|(ordinal, _)| *ordinal != leader.ordinal).max_by_key(|(o, pod)| (lag(pod), *o))
-    {
-        return restart(pod, rolling(&pod.name));
+    let followers = roll.pods(observed).filter(|(ordinal, _)| *ordinal != leader.ordinal);
+    match followers.max_by_key(|(ordinal, pod)| (lag(pod), *ordinal)) {
+        Some((_, pod)) => restart(pod, roll.progress(pod)),
+        None => last(desired, group, leader.pod, roll.progress(leader.pod)),
     }
-    last(desired, group, leader.pod, rolling(&leader.pod.name))
 }
 
 /// Only the leader is left.

@@ -71,6 +71,67 @@ fn an_image_that_crashes_stops_the_roll_and_going_back_replaces_that_pod_alone()
     assert_eq!(restarted(&back.plan()), Some("demo-2"));
 }
 
+/// The pods with these ordinals cannot run with what the spec said before it was corrected.
+fn broken(mut scene: Scene, ordinals: &[u32]) -> Scene {
+    for ordinal in ordinals {
+        scene.silence(*ordinal);
+        scene.pod(*ordinal).trouble = Some("ImagePullBackOff".to_owned());
+        scene.pod(*ordinal).spec_hash = Some("mistyped".to_owned());
+    }
+    scene
+}
+
+#[test]
+fn a_first_spec_that_is_corrected_replaces_the_pods_that_never_started_one_by_one() {
+    let mut scene = broken(Scene::empty(SPEC, 3), &[0, 1, 2]);
+    for pod in 0..3 {
+        let plan = scene.plan();
+        assert_eq!((restarted(&plan), reason(&plan)), (Some(&*format!("demo-{pod}")), Some(Reason::Rolling)));
+        scene.pod(pod).terminating = true;
+    }
+    let plan = scene.plan();
+    assert_eq!((plan.directive, plan.assignment), (None, None), "those that go are waited for");
+}
+
+#[test]
+fn a_pod_that_never_answered_is_replaced_at_once_when_nobody_has_ever_led() {
+    let mut scene = broken(Scene::empty(SPEC, 3), &[1]);
+    scene.pod(1).trouble = None;
+    assert_eq!(restarted(&scene.plan()), Some("demo-1"), "its volume cannot be mounted there, or another program runs");
+}
+
+#[test]
+fn what_does_not_run_is_replaced_without_a_leader_and_what_runs_is_not() {
+    for spec in
+        [SPEC, "{failover: Manual, storage: {size: 1Gi}}", "{failover: Manual, leader: demo-1, storage: {size: 1Gi}}"]
+    {
+        let mut scene = broken(Scene::leaderless(spec, 3), &[1, 2]);
+        scene.pod(0).spec_hash = Some("mistyped".to_owned());
+        assert_eq!(restarted(&scene.plan()), Some("demo-1"), "{spec}");
+        scene.pod(1).terminating = true;
+        assert_eq!(restarted(&scene.plan()), Some("demo-2"), "{spec}");
+        scene.pod(2).terminating = true;
+        assert_eq!(restarted(&scene.plan()), None, "{spec}: demo-0 is needed");
+    }
+}
+
+#[test]
+fn a_scale_down_that_cannot_go_on_keeps_no_broken_pod_from_being_replaced() {
+    let mut scene = broken(Scene::led("{replicas: 1, storage: {size: 1Gi}}", 3, 0), &[1]);
+    assert_eq!(restarted(&scene.plan()), Some("demo-1"));
+}
+
+#[test]
+fn a_pod_that_says_nothing_and_not_why_is_replaced_after_a_while() {
+    for mut scene in [Scene::led(SPEC, 3, 1), Scene::leaderless(SPEC, 3)] {
+        scene.silence(2);
+        scene.pod(2).spec_hash = Some("old".to_owned());
+        assert_eq!(restarted(&scene.plan()), None, "its host may be cut off");
+        assert_eq!(restarted(&scene.later(599_000)), None);
+        assert_eq!(restarted(&scene.later(1_000)), Some("demo-2"));
+    }
+}
+
 #[test]
 fn a_pod_that_does_not_come_back_and_does_not_say_why_is_a_stuck_roll_after_a_while() {
     let mut scene = outdated(NEW_IMAGE, 3, 1);
