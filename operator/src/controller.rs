@@ -37,6 +37,8 @@ use crate::watches::{self, Caches};
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
 /// After a conflict: the watch brings what somebody else wrote well within this.
 const AFTER_CONFLICT: Duration = Duration::from_millis(200);
+/// So many in a row; more of them are no race, and are told.
+const CONFLICTS_MAX: u32 = 5;
 /// How often a start looks whether the caches are filled.
 const UNTIL_FILLED: Duration = Duration::from_millis(100);
 /// Clusters that are reconciled at once: one that waits for its nodes delays no other.
@@ -282,16 +284,18 @@ async fn report(
 
 /// A conflict is tried again with what is there now; the rest with growing pauses.
 fn retry(guarded: Arc<Guarded>, error: &Error, context: Arc<Context>) -> Action {
-    if let Error::Conflict { what } = error {
-        tracing::debug!(what, "somebody else wrote meanwhile");
-        return Action::requeue(AFTER_CONFLICT);
-    }
     let uid = guarded.meta().uid.clone().unwrap_or_default();
     let mut failures = 0;
     context.remember(&uid, |remembered| {
         remembered.failures = remembered.failures.saturating_add(1);
         failures = remembered.failures;
     });
+    if let Error::Conflict { what } = error
+        && failures <= CONFLICTS_MAX
+    {
+        tracing::debug!(what, "somebody else wrote meanwhile");
+        return Action::requeue(AFTER_CONFLICT);
+    }
     let name = guarded.meta().name.as_deref().unwrap_or_default();
     tracing::info!(name, %error, failures, "the reconcile is tried again");
     let (first, longest) = RETRY;

@@ -500,6 +500,8 @@ pub struct View {
     pub lease_until_mono_ms: u64,
     /// It led, and has not heard since who leads now.
     pub deposed: bool,
+    /// When this epoch began, the leader before had been silent for so long that no answer of it is to be expected.
+    pub leader_fell_silent: bool,
     /// A learner that whoever leads does not know, and did not remove: it may register again.
     pub forgotten: bool,
     /// False: uninitialised, quarantined or damaged; answers no reads.

@@ -62,6 +62,8 @@ pub struct Replica {
     /// Whom this replica follows or is; None: nobody known in this epoch.
     leader: Option<MemberId>,
     leader_heard: Heard,
+    /// Whoever led before this epoch was lost, rather than replaced.
+    leader_fell_silent: bool,
     /// A majority of voters accepted what this member showed of itself since its start.
     shown_to: BTreeSet<MemberId>,
     persist: PersistQueue,
@@ -257,6 +259,7 @@ impl Replica {
             role: Role::Follower(Follower::default()),
             leader: None,
             leader_heard: Heard::default(),
+            leader_fell_silent: false,
             shown_to: BTreeSet::new(),
             persist: PersistQueue::default(),
             clock: EntryClock { ts_ms: state.last_ts_ms(), at_mono_ms: now.mono_ms },
@@ -519,10 +522,17 @@ impl Replica {
     /// Adopts a higher epoch, durably, following nobody yet.
     fn adopt_epoch(&mut self, now: Now, epoch: Epoch) {
         assert!(epoch > self.epoch(), "epochs only rise");
+        self.judge_former_leader(now);
         self.become_follower(now, epoch);
         self.hard.promise = Promise { epoch, candidate: None };
         self.leader = None;
         self.persist_state();
+    }
+
+    /// To be asked when an epoch begins: a hand-over or a fast election follows soon upon the last word of the leader.
+    fn judge_former_leader(&mut self, now: Now) {
+        let long_ms = self.tuning.heartbeat_timeout_ms / 2;
+        self.leader_fell_silent = self.leader_heard.ago_ms(now.mono_ms).is_none_or(|ago| ago >= long_ms);
     }
 
     /// What the positions promise each other; checked by tests and the simulator after every step.

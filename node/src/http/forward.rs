@@ -34,7 +34,8 @@ const EMPTY_KEY: &str = "/key/";
 /// A forwarded write is relayed when it is applied here, or after this long.
 const APPLY_WAIT: Duration = Duration::from_millis(100);
 /// After a new epoch an answer of the old leader that is on its way may still arrive for this long. Who can
-/// send again does so soon; who cannot waits as long as a hand-over may take, for the old leader usually lives.
+/// send again does so soon, and nobody waits for one that had fallen silent; who cannot send again waits as long
+/// as a hand-over may take.
 const OLD_LEADER_GRACE: Duration = Duration::from_millis(100);
 const OLD_LEADER_GRACE_MAX: Duration = Duration::from_secs(1);
 /// Attempts are this far apart at first, twice as far each time, at most [`BACKOFF_MAX`].
@@ -192,13 +193,10 @@ async fn attempt_there(
     view: &View,
     deadline: Instant,
 ) -> Attempt {
-    let grace = match request.repeat {
-        Repeat::Harmless => OLD_LEADER_GRACE,
-        Repeat::Never => OLD_LEADER_GRACE_MAX,
-    };
     let new_epoch = async {
         handle.epoch_above(view.epoch).await;
-        tokio::time::sleep(grace).await;
+        let waits = request.repeat == Repeat::Never && !handle.view().leader_fell_silent;
+        tokio::time::sleep(if waits { OLD_LEADER_GRACE_MAX } else { OLD_LEADER_GRACE }).await;
     };
     app.metrics().count_forward();
     tokio::select! {

@@ -15,6 +15,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config, ResourceExt};
 use serde_json::json;
 use tokio::process::Command;
+use tokio::time::timeout;
 
 use crate::waiting::eventually;
 
@@ -24,6 +25,8 @@ const LABEL: &str = "kvcluster.dev/e2e";
 const DEFAULT_CLASS: &str = "storageclass.kubernetes.io/is-default-class";
 /// The API server is given up after this; it is on the same machine or one that is near.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+/// Longer than the longest wait that kubectl or helm is asked for: whoever takes more hangs.
+const PROGRAM_MAX: Duration = Duration::from_secs(400);
 
 #[derive(Clone)]
 pub(crate) struct Kube {
@@ -154,7 +157,9 @@ impl Kube {
 
 /// What a command said; Err: with what it said, when it failed.
 pub(crate) async fn output(mut command: Command) -> Result<String, String> {
-    let output = command.stdin(Stdio::null()).kill_on_drop(true).output().await.map_err(|error| error.to_string())?;
+    let ended = timeout(PROGRAM_MAX, command.stdin(Stdio::null()).kill_on_drop(true).output()).await;
+    let output =
+        ended.map_err(|_| format!("it did not end within {PROGRAM_MAX:?}"))?.map_err(|error| error.to_string())?;
     let mut said = String::from_utf8_lossy(&output.stdout).into_owned();
     if output.status.success() {
         return Ok(said);

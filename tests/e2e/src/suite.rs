@@ -135,7 +135,8 @@ impl Suite {
         std::fs::create_dir_all(&dir).expect("the directory for evidence is writable");
         let everything = "kvclusters,pods,statefulsets,persistentvolumeclaims,services,endpointslices,events";
         let label = "app.kubernetes.io/name=kvcluster";
-        let asked: [(&str, &[&str]); 6] = [
+        let operators = "app.kubernetes.io/name=kv-operator";
+        let asked: [(&str, &[&str]); 7] = [
             ("client.log", &["logs", "client", "--namespace", &namespace]),
             ("objects.yaml", &["get", everything, "--namespace", &namespace, "--output", "yaml"]),
             ("described.txt", &["describe", "kvclusters,pods", "--namespace", &namespace]),
@@ -144,17 +145,10 @@ impl Suite {
                 "nodes-before.log",
                 &["logs", "--selector", label, "--namespace", &namespace, "--prefix", "--tail=-1", "--previous"],
             ),
+            ("operator.log", &["logs", "--selector", operators, "--namespace", NAMESPACE, "--prefix", "--tail=-1"]),
             (
-                "operator.log",
-                &[
-                    "logs",
-                    "--selector",
-                    "app.kubernetes.io/name=kv-operator",
-                    "--namespace",
-                    "kv-system",
-                    "--prefix",
-                    "--tail=-1",
-                ],
+                "operator-here.log",
+                &["logs", "--selector", operators, "--namespace", &namespace, "--prefix", "--tail=-1"],
             ),
         ];
         for (file, arguments) in asked {

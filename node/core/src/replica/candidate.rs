@@ -115,6 +115,7 @@ impl Replica {
             self.on_own_vote(now);
         } else {
             self.note(Note::Campaigns { epoch });
+            self.judge_former_leader(now);
             self.hard.promise = Promise { epoch, candidate: Some(self.me()) };
             self.persist_state();
             self.when_durable(Then::OwnVote);

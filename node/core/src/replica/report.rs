@@ -62,6 +62,7 @@ impl Replica {
             leader: self.leader,
             lease_until_mono_ms: self.lease_until_ms(),
             deposed: self.deposed,
+            leader_fell_silent: self.leader_fell_silent,
             forgotten: self.standing.forgotten && self.role_name() == RoleName::Learner,
             serves: self.hard.cluster_id.is_some()
                 && (self.hard.quarantine.is_none() || mutant::on(Mutant::QuarantinedServes))

@@ -154,6 +154,7 @@ impl World {
                 names.iter().for_each(|name| self.node(name).disk.base.feature_level = FeatureLevel(0));
             }
             ["feature-level", name] => self.show_feature_level(name),
+            ["former-leader", name] => self.show_former_leader(name),
             _ => panic!("no such command: {words:?}"),
         }
     }
@@ -229,6 +230,13 @@ impl World {
         let replica = self.nodes[name].replica.as_ref().expect("a running node");
         let level = replica.status(self.now()).feature_level;
         writeln!(self.out, "{name}: {level:?}").expect("a String takes it");
+    }
+
+    fn show_former_leader(&mut self, name: &str) {
+        let replica = self.nodes[name].replica.as_ref().expect("a running node");
+        let silent = replica.view(self.now()).leader_fell_silent;
+        let how = if silent { "fell silent" } else { "was heard to the last" };
+        writeln!(self.out, "{name}: the leader before {how}").expect("a String takes it");
     }
 
     /// What no leader ever sends: another entry in the place of one that `to` knows to be committed.

@@ -101,7 +101,7 @@ pub(crate) async fn edited(suite: Arc<Suite>, name: &'static str) -> Report {
     repaired(&store, &before, "what was edited").await;
     for object in DELETED {
         let cascade = if object.starts_with("statefulset") { "--cascade=orphan" } else { "--cascade=background" };
-        store.kube.must("kubectl", &[&["delete", object, cascade][..], &here].concat()).await;
+        store.kube.must("kubectl", &[&["delete", object, cascade, "--wait=false"][..], &here].concat()).await;
     }
     repaired(&store, &before, "what was deleted").await;
     assert_eq!(self::token(&store).await, token, "the nodes know one token");
