@@ -121,6 +121,20 @@ fn claims_grow_first_then_the_set_is_replaced_without_its_pods() {
 }
 
 #[test]
+fn the_kept_claim_of_a_removed_pod_grows_when_the_pod_is_back_and_not_before() {
+    let mut scene = Scene::led(SPEC, 3, 1);
+    scene.add_claim(3);
+    scene.observed.claims.get_mut(&3).unwrap().requested = 1 << 20;
+    scene.add_claim(4);
+    scene.observed.claims.get_mut(&4).unwrap().capacity = Some(1 << 20);
+    let plan = scene.plan();
+    assert_eq!((plan.grow, plan.progress, plan.next), (vec![], None, AT_REST));
+    scene.settle_children(4);
+    let plan = scene.plan();
+    assert_eq!((plan.grow[0].claim.as_str(), plan.grow.len()), ("data-demo-3", 1));
+}
+
+#[test]
 fn a_full_disk_can_grow_while_nobody_answers() {
     let mut scene = Scene::led(SPEC, 3, 1);
     (0..3).for_each(|ordinal| scene.silence(ordinal));
