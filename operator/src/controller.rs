@@ -236,7 +236,7 @@ pub(crate) async fn five_verbs(cluster: &KvCluster, context: &Context) -> Result
         Ok(desired) => (plan::plan(&desired, &observed, &remembered.memory, &context.draw(&remembered)), Vec::new()),
         // What runs goes on as it is.
         Err(problems) => {
-            let plan = plan::look(&validate::identity(cluster), &observed);
+            let plan = plan::look(&validate::identity(cluster), &cluster.spec, &observed);
             (Plan { memory: remembered.memory.clone(), ..plan }, problems)
         }
     };

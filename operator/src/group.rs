@@ -52,9 +52,10 @@ pub struct Addressee {
 }
 
 impl<'a> Group<'a> {
-    /// None: no node that answers is a member of a group.
-    pub fn seen(identity: &Identity, observed: &'a Observed) -> Option<Self> {
-        let cluster_id = cluster_id(observed)?;
+    /// `recovered`: what the group is called if the recovery that the spec asks for was carried out. None: no node
+    /// that answers is a member of a group.
+    pub fn seen(identity: &Identity, observed: &'a Observed, recovered: Option<&ClusterId>) -> Option<Self> {
+        let cluster_id = cluster_id(observed, recovered)?;
         let members = || members_of(observed, &cluster_id);
         let leader = members()
             .filter(|(_, _, status)| status.replica.role == Role::Leader && status.replica.lease_held)
@@ -74,6 +75,14 @@ impl<'a> Group<'a> {
 
     pub fn majority_answers(&self) -> bool {
         self.answering().count() >= majority(self.voters.len())
+    }
+
+    /// A majority answers, and can elect: who is quarantined or was never founded gives no vote.
+    pub fn majority_can_elect(&self) -> bool {
+        let votes = |status: &NodeStatus| {
+            status.replica.cluster_id.as_ref() == Some(&self.cluster_id) && status.replica.quarantined.is_none()
+        };
+        self.answering().filter(|(_, status)| votes(status)).count() >= majority(self.voters.len())
     }
 
     pub fn votes(&self, member: MemberId) -> bool {
@@ -138,13 +147,12 @@ pub fn addressee(pod: &PodSeen) -> Option<Addressee> {
 
 /// The one that a recovery has made, then the one that the status names, if anybody is in it; else the one that
 /// most nodes are in.
-fn cluster_id(observed: &Observed) -> Option<ClusterId> {
+fn cluster_id(observed: &Observed, recovered: Option<&ClusterId>) -> Option<ClusterId> {
     let mut counts: BTreeMap<&ClusterId, usize> = BTreeMap::new();
     for id in observed.pods.values().filter_map(|pod| pod.status()?.replica.cluster_id.as_ref()) {
         *counts.entry(id).or_default() += 1;
     }
     let known = observed.status.cluster_id.as_deref();
-    let recovered = observed.recovered_as.as_ref();
     let rank = |id: &ClusterId, count| (recovered == Some(id), known == Some(id.as_str()), count);
     let most = counts.iter().max_by_key(|(id, count)| rank(id, **count));
     most.map(|(id, _)| (*id).clone())

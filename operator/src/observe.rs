@@ -20,7 +20,6 @@ use crate::names::{
 };
 use crate::node_client::{NodeClient, Nodes};
 use crate::observed::{Answer, ClaimSeen, Foreign, Observed, PodSeen};
-use crate::plan;
 use crate::resources::{self, Child, Kind};
 use crate::units;
 use crate::validate;
@@ -51,11 +50,9 @@ pub async fn observe(sources: &Sources, cluster: &KvCluster) -> Result<Observed,
     let mut pods = pods(sources, &scope, &mut foreign).await?;
     let claims = claims(sources, &scope, &pods, &mut foreign).await?;
     ask(&sources.nodes.with_token(None), &mut pods).await;
-    let status = cluster.status.clone().unwrap_or_default();
     Ok(Observed {
         generation: cluster.metadata.generation.unwrap_or_default(),
-        recovered_as: plan::recovered_as(&cluster.spec, &status),
-        status,
+        status: cluster.status.clone().unwrap_or_default(),
         children,
         foreign,
         pods,

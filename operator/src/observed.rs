@@ -27,8 +27,6 @@ pub struct Observed {
     pub pods: BTreeMap<u32, PodSeen>,
     /// By ordinal.
     pub claims: BTreeMap<u32, ClaimSeen>,
-    /// What the cluster is called after the recovery that the spec asks for.
-    pub recovered_as: Option<ClusterId>,
     /// Whether the PodMonitor kind is installed.
     pub pod_monitors: bool,
 }

@@ -23,7 +23,7 @@ use kv_core::contract::SettingsChange;
 use kv_core::entry::Epoch;
 use kv_core::group::{ClusterId, MemberId, MemberInfo, Settings};
 
-use crate::crd::{PodRole, Reason};
+use crate::crd::{KvClusterSpec, PodRole, Reason};
 use crate::group::{Addressee, Group, addressee};
 use crate::names::Identity;
 use crate::observed::Observed;
@@ -32,7 +32,6 @@ use crate::validate::Desired;
 
 pub use leadership::Memory;
 pub use live::NodeTuning;
-pub(crate) use recovery::recovered_as;
 
 /// How soon to look again while something is under way.
 const SOON: Duration = Duration::from_secs(1);
@@ -216,9 +215,10 @@ impl Step {
 
 /// The whole plan for a spec that makes sense.
 pub fn plan(desired: &Desired, observed: &Observed, memory: &Memory, draw: &Draw) -> Plan {
-    let group = Group::seen(&desired.identity, observed);
+    let group = group(&desired.identity, &desired.spec, observed);
     let image = image(desired, observed, draw);
-    let mut plan = Plan { memory: memory.clone(), image: image.clone(), ..look(&desired.identity, observed) };
+    let mut plan =
+        Plan { memory: memory.clone(), image: image.clone(), ..look(&desired.identity, &desired.spec, observed) };
     let spec_hash = spec_hash(desired, &image);
     plan.updated = updated(observed, &spec_hash);
     if desired.spec.paused {
@@ -254,12 +254,17 @@ pub fn plan(desired: &Desired, observed: &Observed, memory: &Memory, draw: &Draw
 
 /// What may always be done, whatever the spec says: the role labels. The pods that count as updated are those
 /// with the settings of the last spec that made sense.
-pub fn look(identity: &Identity, observed: &Observed) -> Plan {
-    let group = Group::seen(identity, observed);
+pub fn look(identity: &Identity, spec: &KvClusterSpec, observed: &Observed) -> Plan {
+    let group = group(identity, spec, observed);
     let roles = labels::roles(observed, group.as_ref()).into_iter();
     let labels = roles.chain(labels::serving(observed, group.as_ref())).collect();
     let updated = observed.set().map_or(0, |set| updated(observed, &set.spec_hash));
     Plan { labels, updated, next: AT_REST, ..Plan::default() }
+}
+
+/// The group as its nodes show it.
+pub(crate) fn group<'a>(identity: &Identity, spec: &KvClusterSpec, observed: &'a Observed) -> Option<Group<'a>> {
+    Group::seen(identity, observed, recovery::recovered_as(spec, &observed.status).as_ref())
 }
 
 impl Plan {
@@ -286,11 +291,7 @@ fn govern(
     now_ms: u64,
     plan: &mut Plan,
 ) -> Step {
-    let recovery = || match group.leader {
-        None => recovery::plan(desired, observed, group).unwrap_or_default(),
-        Some(_) => Step::default(),
-    };
-    let (recover, unrecovered) = recovery().apart();
+    let (recover, unrecovered) = recovery::plan(desired, observed, group).apart();
     let urgent = bootstrap::finish(observed, group).or(|| recover);
     if urgent.directive.is_some() {
         return urgent;

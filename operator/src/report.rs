@@ -15,7 +15,7 @@ use crate::crd::{KvCluster, KvClusterStatus, MemberReport};
 use crate::group::Group;
 use crate::names::Identity;
 use crate::observed::{Answer, Observed, PodSeen};
-use crate::plan::role;
+use crate::plan::{self, role};
 use crate::validate::Problem;
 
 pub use conditions::Facts;
@@ -32,7 +32,7 @@ pub fn status(
     now: &Time,
 ) -> KvClusterStatus {
     let old = applied.cluster.status.clone().unwrap_or_default();
-    let group = Group::seen(identity, observed);
+    let group = plan::group(identity, &applied.cluster.spec, observed);
     let members = members(identity, observed, group.as_ref(), &old);
     let leader = group.as_ref().and_then(|group| group.leader).map(|leader| leader.pod.name.clone());
     let leader_since = match &leader {
@@ -41,7 +41,8 @@ pub fn status(
         None => None,
     };
     let epoch = group.as_ref().and_then(|group| i64::try_from(group.witness.replica.epoch.0).ok());
-    let follows = |member: &&MemberReport| member.role.is_some() && Some(&member.name) != leader.as_ref();
+    let belongs = |member: &MemberReport| member.voter || member.role.is_some();
+    let follows = |member: &&MemberReport| belongs(member) && Some(&member.name) != leader.as_ref();
     let facts = Facts { identity, spec: &applied.cluster.spec, observed, group: group.as_ref(), applied, problems };
     KvClusterStatus {
         cluster_id: group.as_ref().map(|group| group.cluster_id.to_string()).or(old.cluster_id),

@@ -1,6 +1,6 @@
 //! A majority of the volumes is lost for good, and a person has said so: the surviving pod goes on alone, as
-//! another cluster. Only when the epoch that the person accepted is the present one, and nobody leads; the
-//! node checks both again. The new cluster id follows from the old one and the order, so that an operator
+//! another cluster. Only when the epoch that the person accepted is the present one, nobody leads, and no
+//! majority answers that could elect; the node checks for itself, too. The new cluster id follows from the old one and the order, so that an operator
 //! that ended in between knows what it has done: nothing is sent twice.
 
 use kv_core::group::ClusterId;
@@ -16,7 +16,7 @@ use crate::validate::Desired;
 const ID_DIGITS: usize = 32;
 
 /// What the cluster is called after the recovery that is asked for. None: none is.
-pub(crate) fn recovered_as(spec: &KvClusterSpec, status: &KvClusterStatus) -> Option<ClusterId> {
+pub(super) fn recovered_as(spec: &KvClusterSpec, status: &KvClusterStatus) -> Option<ClusterId> {
     let recovery = spec.recovery.as_ref()?;
     let old = status.cluster_id.as_deref()?;
     let order = format!("{old}\n{}\n{}", recovery.force_leader, recovery.accept_data_loss_at_epoch);
@@ -24,20 +24,26 @@ pub(crate) fn recovered_as(spec: &KvClusterSpec, status: &KvClusterStatus) -> Op
     ClusterId::new(&digits[..ID_DIGITS]).ok()
 }
 
-/// Nobody leads. None: no recovery is asked for.
-pub(super) fn plan(desired: &Desired, observed: &Observed, group: &Group<'_>) -> Option<Step> {
-    let recovery = desired.spec.recovery.as_ref()?;
-    let new_cluster_id = observed.recovered_as.clone()?;
-    if group.cluster_id == new_cluster_id {
-        return None;
+/// Waits in words alone: the order may be about another situation, and must keep nothing else from being done.
+pub(super) fn plan(desired: &Desired, observed: &Observed, group: &Group<'_>) -> Step {
+    let (Some(recovery), Some(new_cluster_id)) =
+        (&desired.spec.recovery, recovered_as(&desired.spec, &observed.status))
+    else {
+        return Step::default();
+    };
+    if group.leader.is_some() || group.cluster_id == new_cluster_id {
+        return Step::default();
     }
     let (accepted, pod) = (recovery.accept_data_loss_at_epoch, &recovery.force_leader);
-    let waits = |why: String| Some(Step::waits(Reason::Recovering, why));
+    let waits = |why: String| Step::waits(Reason::Recovering, why);
     if observed.status.epoch != Some(accepted) {
         let present = observed.status.epoch.unwrap_or_default();
         return waits(format!(
             "spec.recovery accepts a loss at epoch {accepted}, and the epoch is {present}: nothing is done"
         ));
+    }
+    if group.majority_can_elect() {
+        return waits("spec.recovery waits: a majority of the voters answers, and nothing is lost for good".to_owned());
     }
     let survivor = desired.identity.ordinal(pod).and_then(|ordinal| observed.pods.get(&ordinal));
     let member = survivor.and_then(|pod| Some((addressee(pod)?, pod.status_in(&group.cluster_id)?)));
@@ -46,5 +52,5 @@ pub(super) fn plan(desired: &Desired, observed: &Observed, group: &Group<'_>) ->
     };
     let message = format!("{pod} goes on alone, as cluster {new_cluster_id}: what it does not hold is lost");
     let directive = Directive::Recover { node, epoch: status.replica.epoch, new_cluster_id };
-    Some(Step::does(directive, Reason::Recovering, message))
+    Step::does(directive, Reason::Recovering, message)
 }

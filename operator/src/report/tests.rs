@@ -57,6 +57,7 @@ fn a_silent_voter_is_named_and_the_cluster_stays_available() {
     assert_condition(&status, ConditionType::Available, "True", Reason::LeaderConfirmed);
     assert_condition(&status, ConditionType::QuorumHealthy, "False", Reason::MembersMissing);
     assert_eq!(status.members[2].message.as_deref(), Some("timed out"));
+    assert_eq!(status.followers, ["demo-0", "demo-2"], "membership assigns them, not an answer");
 }
 
 #[test]

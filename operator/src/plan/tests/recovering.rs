@@ -16,7 +16,6 @@ fn survivor(spec: &str) -> Scene {
     scene.silence(0);
     scene.silence(1);
     scene.observed.status.leader = None;
-    scene.observed.recovered_as = recovered_as(&scene.desired.spec, &scene.observed.status);
     scene
 }
 
@@ -38,8 +37,9 @@ fn a_recovery_is_sent_when_the_epoch_is_the_accepted_one_and_never_again() {
     // An operator that ended before it could report knows the new cluster by its id.
     let plan = scene.plan();
     assert!(!matches!(plan.directive, Some(Directive::Recover { .. })), "{plan:#?}");
-    let group = Group::seen(&scene.desired.identity, &scene.observed).unwrap();
-    assert_eq!((Some(&group.cluster_id), group.voters.len()), (scene.observed.recovered_as.as_ref(), 1));
+    let group = group(&scene.desired.identity, &scene.desired.spec, &scene.observed).unwrap();
+    let recovered = recovered_as(&scene.desired.spec, &scene.observed.status);
+    assert_eq!((Some(&group.cluster_id), group.voters.len()), (recovered.as_ref(), 1));
 }
 
 #[test]
@@ -54,10 +54,42 @@ fn another_epoch_or_another_pod_recovers_nothing() {
 
 #[test]
 fn nothing_is_recovered_while_somebody_leads_or_nobody_asked() {
-    let mut scene = Scene::led(ACCEPTED, 3, 0);
-    scene.observed.recovered_as = recovered_as(&scene.desired.spec, &scene.observed.status);
-    assert_eq!(scene.plan().directive, None);
+    assert_eq!(Scene::led(ACCEPTED, 3, 0).plan().directive, None);
     assert_eq!(survivor(SPEC).plan().directive, None);
+}
+
+#[test]
+fn nothing_is_recovered_while_a_majority_answers_that_can_elect() {
+    let mut scene = Scene::leaderless(ACCEPTED, 3);
+    scene.silence(0);
+    let plan = scene.plan();
+    assert_eq!((&plan.directive, reason(&plan)), (&None, Some(Reason::Recovering)));
+    assert!(plan.progress.unwrap().message.contains("nothing is lost for good"));
+    scene.status(1).replica.quarantined = Some("an old copy of a volume".to_owned());
+    assert!(matches!(scene.plan().directive, Some(Directive::Recover { .. })), "it gives no vote");
+}
+
+#[test]
+fn an_order_that_was_carried_out_or_means_another_situation_keeps_nobody_from_being_told_to_lead() {
+    let mut scene =
+        survivor("{failover: Manual, recovery: {forceLeader: demo-2, acceptDataLossAtEpoch: 3}, storage: {size: 1Gi}}");
+    let plan = scene.plan();
+    let mut alone = recovered(&mut scene, &plan);
+    (alone.replica.role, alone.replica.lease_held, alone.replica.leader_heard_ms_ago) = (Role::Follower, false, None);
+    let report = &mut scene.observed.status;
+    (report.cluster_id, report.epoch) = (alone.replica.cluster_id.as_ref().map(ToString::to_string), Some(5));
+    scene.answers(2, alone);
+    let plan = scene.plan();
+    let Some(Directive::Lead { node, .. }) = &plan.directive else { panic!("{plan:#?}") };
+    assert_eq!((node.pod.as_str(), reason(&plan)), ("demo-2", Some(Reason::SwitchingOver)));
+    let mut scene = Scene::leaderless(
+        "{failover: Manual, leader: demo-0, recovery: {forceLeader: demo-2, acceptDataLossAtEpoch: 2}, storage: {size: 1Gi}}",
+        3,
+    );
+    scene.silence(0);
+    let plan = scene.plan();
+    assert_eq!(plan.leadership.as_ref().map(|why| why.reason), Some(Reason::ManualLeaderDown));
+    assert_eq!((&plan.directive, reason(&plan)), (&None, Some(Reason::Recovering)));
 }
 
 #[test]
