@@ -57,7 +57,7 @@ impl Turns {
 
     /// Returns when this operator holds the Lease. May be cancelled.
     pub async fn acquire(&mut self) {
-        while !self.attempt().await {
+        while !self.attempt_within(EVERY).await {
             tokio::time::sleep(EVERY).await;
         }
     }
@@ -67,10 +67,17 @@ impl Turns {
         let mut renewed = Instant::now();
         while renewed.elapsed() < DURATION - MARGIN {
             tokio::time::sleep(EVERY).await;
-            if self.attempt().await {
-                renewed = Instant::now();
+            let began = Instant::now();
+            let left = (DURATION - MARGIN).saturating_sub(renewed.elapsed());
+            if self.attempt_within(left.min(EVERY)).await {
+                renewed = began;
             }
         }
+    }
+
+    /// An answer that comes later is as good as none.
+    async fn attempt_within(&mut self, patience: Duration) -> bool {
+        tokio::time::timeout(patience, self.attempt()).await.unwrap_or(false)
     }
 
     /// Lets another operator begin at once.
@@ -204,6 +211,17 @@ mod tests {
         assert!(!one.attempt().await, "whoever was silent does not take it back");
         other.release().await;
         assert!(one.attempt().await, "and need not wait for one that has ended in order");
+    }
+
+    #[tokio::test]
+    async fn an_api_server_that_does_not_answer_holds_nobody_beyond_the_time_that_is_left() {
+        let silent = tower::service_fn(|_: axum::http::Request<kube::client::Body>| {
+            std::future::pending::<std::io::Result<axum::http::Response<axum::body::Body>>>()
+        });
+        let mut turns = Turns::new(Client::new(silent, NAMESPACE), NAMESPACE, claimant("me"));
+        let attempt = turns.attempt_within(Duration::from_millis(50));
+        let held = tokio::time::timeout(DURATION, attempt).await;
+        assert!(!held.expect("the attempt ends"), "nothing was heard");
     }
 
     #[tokio::test]

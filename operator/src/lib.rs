@@ -11,6 +11,7 @@
 //! 5. [`apply`] carries the plan out: the only writer, in a fixed order.
 //! 6. [`report`] folds all of it into the status, and writes that only when it has changed.
 
+pub mod api_server;
 pub mod apply;
 pub mod check;
 pub mod controller;
