@@ -146,6 +146,8 @@ pub(crate) fn all() -> Vec<Scenario> {
             changes::crashing_image,
             "an image that crashes, one that is not there, and back"
         ),
+        scenario!(All, "spec-mended", changes::mended, "a first spec that lets no pod start, put right"),
+        scenario!(All, "supervised", changes::supervised, "a roll that waits for a person, a pause, kubectl scale"),
         scenario!(All, "scale-1-3-5-3-1", changes::scaled_through_all_sizes, "1 -> 3 -> 5 -> 3 -> 1"),
         scenario!(All, "leader-volume-lost", volumes::lost_on_the_leader, "the leader's volume deleted"),
         scenario!(All, "all-pods-deleted", lasting::all_pods_deleted, "all pods deleted at once"),
@@ -159,6 +161,12 @@ pub(crate) fn all() -> Vec<Scenario> {
             "chart-reinstalled",
             operators::reinstalled,
             "the chart uninstalled, and installed over its CRDs"
+        ),
+        scenario!(
+            All,
+            "watch-namespaces",
+            operators::few_namespaces,
+            "an operator for two namespaces, with a Role in each"
         ),
         scenario!(All, "many", operators::many, "fifty clusters: the operator's memory and requests"),
         scenario!(

@@ -1,14 +1,19 @@
 //! What a user changes in a spec while the cluster serves: image, size, settings, and what is wrong.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use kube::ResourceExt;
+use kube::api::DeleteParams;
+use kv_operator::crd::KvClusterStatus;
+use kv_tests::pass;
 use serde_json::{Value, json};
 
 use crate::load::IMAGE as NO_NODE;
 use crate::scenario::{Report, Target};
-use crate::store::{NAME, Store, because};
+use crate::store::{NAME, Store, because, condition, is};
 use crate::suite::{Suite, namespace};
-use crate::trial::Trial;
+use crate::trial::{Trial, timed};
 
 pub(crate) async fn rolled(suite: Arc<Suite>, name: &'static str) -> Report {
     let mut trial = Trial::start(&suite, name, json!({})).await;
@@ -106,30 +111,143 @@ async fn has_settings(store: &Store, ordinal: u32) {
     .await;
 }
 
+/// A first spec that lets no pod start is put right, and nothing is deleted by hand: what is wrong, words that tell it,
+/// and the patch. The second cluster comes back over the volumes of the first.
+pub(crate) async fn mended(suite: Arc<Suite>, name: &'static str) -> Report {
+    suite.operator_runs().await;
+    suite.kube.namespace(&namespace(name)).await;
+    let store = Store::new(&suite.kube, &namespace(name));
+    let mut report = Report::default();
+    for (wrong, words, right) in [
+        (json!({ "image": NO_IMAGE }), "no-such-image", json!({ "image": suite.next_node_image() })),
+        (cpu("1000"), "Insufficient cpu", cpu("10m")),
+    ] {
+        store.create(wrong).await;
+        let is_told =
+            |status: &KvClusterStatus| condition(status, "Available").is_some_and(|c| c.message.contains(words));
+        store.wait(&format!("{words:?} is told"), 60, |_, status| is_told(status)).await;
+        let took = timed(async {
+            store.patch(right).await;
+            store.wait("the mended cluster is available", 60, |_, status| is(status, "Available", "True")).await;
+        });
+        report.note(format!("available {:.1} s after {words:?} was put right", took.await.as_secs_f64()));
+        store.healthy(60).await;
+        store.delete().await;
+    }
+    report
+}
+
+fn cpu(each: &str) -> Value {
+    json!({ "resources": { "requests": { "cpu": each } } })
+}
+
+/// For how long nothing is done that must not be done.
+const STANDING: Duration = Duration::from_secs(5);
+
+/// The followers are restarted, and the leader when a person has moved leadership. While the cluster is paused nothing
+/// is changed, but who leads is still shown.
+pub(crate) async fn supervised(suite: Arc<Suite>, name: &'static str) -> Report {
+    let mut trial = Trial::start(&suite, name, json!({ "updateStrategy": "Supervised" })).await;
+    let store = trial.store.clone();
+    let (leader, before) = (store.leader().await, store.lives().await);
+    trial.open().await;
+    store.patch(json!({ "image": suite.next_node_image() })).await;
+    let waits = |status: &KvClusterStatus| because(status, "Progressing", "WaitingForSwitchover");
+    store.wait("the roll waits for a person", 120, |_, s| waits(s) && s.updated_replicas == 2).await;
+    pass(STANDING).await;
+    store.wait("it still waits", 5, |_, s| waits(s) && s.leader.as_ref() == Some(&leader)).await;
+    assert_eq!(store.lives().await.get(&leader), before.get(&leader), "the leader was not restarted");
+    let next = store.follower().await;
+    store.patch(json!({ "leader": next })).await;
+    store.wait("all pods run the new image", 120, |_, status| status.updated_replicas == 3).await;
+    trial.close(60, Target::Planned).await;
+    assert_eq!(store.leader().await, next);
+    trial.open().await;
+    paused(&store).await;
+    scale(&store, 3).await;
+    store.healthy(180).await;
+    trial.close(30, Target::Planned).await;
+    trial.end().await
+}
+
+/// What is asked for and deleted meanwhile is done afterwards.
+async fn paused(store: &Store) {
+    store.patch(json!({ "paused": true, "leader": null })).await;
+    store.wait("it is paused", 30, |_, status| because(status, "Paused", "PausedBySpec")).await;
+    scale(store, 5).await;
+    let here = ["--namespace", store.namespace.as_str()];
+    store.kube.must("kubectl", &[&["delete", "configmap", NAME][..], &here].concat()).await;
+    let leader = store.leader().await;
+    store.replace_pod(&leader, &DeleteParams::default()).await;
+    store.wait("another leads", 60, |_, s| s.leader.as_ref().is_some_and(|now| *now != leader)).await;
+    crate::waiting::eventually("the leader has the label", 30, || async {
+        let now = store.leader().await;
+        let label = store.pod(&now).await.labels().get("kvcluster.dev/role").cloned();
+        if label.as_deref() == Some("leader") { Ok(()) } else { Err(format!("{now}: {label:?}")) }
+    })
+    .await;
+    pass(STANDING).await;
+    assert_eq!(store.pods().await.len(), 3, "nothing is scaled while it is paused");
+    let found = store.kube.program("kubectl", &[&["get", "configmap", NAME][..], &here].concat()).await;
+    assert!(found.is_err(), "nothing is written while it is paused");
+    store.patch(json!({ "paused": false })).await;
+    store.healthy(180).await;
+    assert_eq!(store.pods().await.len(), 5);
+    store.kube.must("kubectl", &[&["get", "configmap", NAME][..], &here].concat()).await;
+}
+
+/// As people and autoscalers do it.
+async fn scale(store: &Store, replicas: u32) {
+    let replicas = format!("--replicas={replicas}");
+    store.kube.must("kubectl", &["scale", "kvcluster", NAME, &replicas, "--namespace", &store.namespace]).await;
+}
+
 /// Refused before anything is stored, with words that a person understands: the member and its value, then the words.
-const REFUSED: [(&str, &str, &str); 10] = [
+const REFUSED: [(&str, &str, &str); 13] = [
     ("/spec/replicas", "0", "should be greater than or equal to 1"),
     ("/spec/replicas", "-3", "should be greater than or equal to 1"),
     ("/spec/replicas", "9", "should be less than or equal to 7"),
     ("/spec/replicas", "\"three\"", "must be of type integer"),
     ("/spec/replcas", "3", "unknown field"),
     ("/spec/storage/size", "\"much\"", "size must be a quantity"),
+    ("/spec/storage/size", "\"1Mi\"", "from 2Mi to 1Pi"),
+    ("/spec/resources", "{\"requests\": {\"cpu\": \"lots\"}}", "each must be a quantity"),
+    ("/spec/compaction", "{\"interval\": \"10000h\"}", "from 60s to 8760h"),
     ("/spec/heartbeat", "{\"interval\": \"2s\", \"timeout\": \"1s\"}", "timeout must be longer than interval"),
     ("/spec/failover", "\"Sometimes\"", "Unsupported value"),
     ("/spec/dedupExpiry", "\"soon\"", "dedupExpiry must be a duration"),
     ("/metadata/name", "\"a-name-that-is-longer-than-any-that-pods-could-have\"", "at most 45 characters"),
 ];
 
-/// Accepted by the schema, and then reported by the operator: the spec, condition and reason.
-const REPORTED: [(&str, &str, &str); 5] = [
-    (r#"{"replicas": 3, "leader": "demo-7"}"#, "SpecInvalid", "UnknownLeader"),
-    (r#"{"recovery": {"forceLeader": "demo-9", "acceptDataLossAtEpoch": 1}}"#, "SpecInvalid", "UnknownLeader"),
-    (r#"{"replicas": 1, "image": "127.0.0.1:1/no-such-image:1"}"#, "Available", "WaitingForMembers"),
-    (r#"{"replicas": 2}"#, "SpecInvalid", "EvenReplicas"),
+/// Accepted by the schema, and then reported by the operator: the spec, condition, reason, and words of the message.
+const REPORTED: [(&str, &str, &str, &str); 8] = [
+    (r#"{"replicas": 3, "leader": "demo-7"}"#, "SpecInvalid", "UnknownLeader", "demo-7"),
+    (
+        r#"{"recovery": {"forceLeader": "demo-9", "acceptDataLossAtEpoch": 1}}"#,
+        "SpecInvalid",
+        "UnknownLeader",
+        "demo-9",
+    ),
+    (
+        r#"{"replicas": 1, "resources": {"requests": {"memory": "2Gi"}, "limits": {"memory": "1Gi"}}}"#,
+        "SpecInvalid",
+        "BadValue",
+        "StatefulSet demo is refused",
+    ),
+    (r#"{"replicas": 1, "pod": {"labels": {"not a label": "x"}}}"#, "SpecInvalid", "BadValue", "not a label"),
+    (
+        r#"{"replicas": 1, "pod": {"priorityClassName": "no-such-class"}}"#,
+        "Available",
+        "WaitingForMembers",
+        "kubectl describe statefulset demo",
+    ),
+    (r#"{"replicas": 1, "image": "127.0.0.1:1/no-such-image:1"}"#, "Available", "WaitingForMembers", "no-such-image"),
+    (r#"{"replicas": 2}"#, "SpecInvalid", "EvenReplicas", "odd number"),
     (
         r#"{"replicas": 1, "storage": {"size": "1Gi", "storageClassName": "no-such-class"}}"#,
         "Available",
         "WaitingForMembers",
+        "",
     ),
 ];
 
@@ -147,9 +265,11 @@ pub(crate) async fn bad_specs(suite: Arc<Suite>, name: &'static str) -> Report {
         let said = applied.expect_err("the spec is refused");
         assert!(said.contains(words), "{place} = {value} should be refused with {words:?}: {said}");
     }
-    for (spec, condition, reason) in REPORTED {
+    for (spec, kind, reason, words) in REPORTED {
         store.create(serde_json::from_str(spec).expect("the table is JSON")).await;
-        store.wait(&format!("{spec} is reported"), 60, |_, status| because(status, condition, reason)).await;
+        let is_told = |status: &KvClusterStatus| condition(status, kind).is_some_and(|c| c.message.contains(words));
+        let reported = format!("{spec} is reported with {words:?}");
+        store.wait(&reported, 60, |_, status| because(status, kind, reason) && is_told(status)).await;
         store.delete().await;
     }
     Report::default()

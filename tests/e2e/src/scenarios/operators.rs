@@ -12,10 +12,13 @@ use crate::faults::{Signal, signal};
 use crate::kube::{Kube, repository};
 use crate::operator::{NAMESPACE, REPLICAS, chart_with_version};
 use crate::scenario::{Report, Target};
-use crate::store::Store;
+use crate::store::{NAME, Store};
 use crate::suite::{Suite, namespace};
 use crate::trial::{Trial, timed};
 use crate::waiting::eventually;
+
+/// On the pods of every release.
+const OPERATOR_LABEL: &str = "app.kubernetes.io/name=kv-operator";
 
 /// The bumped chart has another default image for nodes, too: clusters that name none keep theirs.
 pub(crate) async fn upgraded(suite: Arc<Suite>, name: &'static str) -> Report {
@@ -155,6 +158,62 @@ pub(crate) async fn two(suite: Arc<Suite>, name: &'static str) -> Report {
     trial.close(120, Target::Planned).await;
     suite.kube.must("helm", &["uninstall", "kv-second", "--wait", "--namespace", &here]).await;
     trial.end().await
+}
+
+/// The release that looks after two namespaces alone.
+const FEW: &str = "kv-few";
+
+/// With a Role in each of two namespaces it does all that an operator does, and leaves a third namespace alone.
+pub(crate) async fn few_namespaces(suite: Arc<Suite>, name: &'static str) -> Report {
+    // The definition stays; nobody else works meanwhile.
+    suite.operator_runs().await;
+    suite.operator.scale(0).await;
+    let stores = ["", "-other", "-elsewhere"].map(|end| Store::new(&suite.kube, &format!("{}{end}", namespace(name))));
+    for store in &stores {
+        suite.kube.namespace(&store.namespace).await;
+    }
+    let [own, other, elsewhere] = &stores;
+    install_for(&suite, own, &[own, other]).await;
+    elsewhere.create(json!({"replicas": 1})).await;
+    for store in [own, other] {
+        store.create(json!({})).await;
+    }
+    for store in [own, other] {
+        store.healthy(120).await;
+    }
+    let mut trial = Trial::over(own).await;
+    trial.open().await;
+    own.patch(json!({"image": suite.next_node_image(), "storage": {"size": "2Gi"}, "historyLimit": 7})).await;
+    own.wait("all pods run the new image", 180, |_, status| status.updated_replicas == 3).await;
+    trial.close(120, Target::Planned).await;
+    other.patch(json!({"replicas": 1})).await;
+    other.healthy(120).await;
+    let left = elsewhere.api().get(NAME).await.expect("the KvCluster is there");
+    assert!(left.status.is_none() && elsewhere.pods().await.is_empty(), "nobody looks after it: {:?}", left.status);
+    let all = ["logs", "--selector", OPERATOR_LABEL, "--prefix", "--tail=-1", "--namespace", &own.namespace];
+    let said = suite.kube.must("kubectl", &all).await;
+    let refused: Vec<&str> = said.lines().filter(|line| line.contains("forbidden")).collect();
+    assert!(said.contains("works from now on") && refused.is_empty(), "its Roles suffice: {refused:#?}");
+    let report = trial.end().await;
+    for store in [own, other] {
+        store.delete().await;
+    }
+    suite.kube.must("helm", &["uninstall", FEW, "--wait", "--namespace", &own.namespace]).await;
+    for store in [other, elsewhere] {
+        suite.kube.delete_namespace(&store.namespace).await;
+    }
+    suite.operator.scale(REPLICAS).await;
+    report
+}
+
+/// Into the first one's namespace.
+async fn install_for(suite: &Suite, into: &Store, watched: &[&Store]) {
+    let names: Vec<&str> = watched.iter().map(|store| store.namespace.as_str()).collect();
+    let watched = format!("watchNamespaces={{{}}}", names.join(","));
+    let chart = repository().join("charts/kv-operator");
+    let chart = chart.to_str().expect("the path is text");
+    let options = ["--set", "crds.install=false", "--set", &watched, "--wait", "--namespace", &into.namespace];
+    suite.kube.must("helm", &[&["install", FEW, chart], &options[..]].concat()).await;
 }
 
 pub(crate) async fn reinstalled(suite: Arc<Suite>, name: &'static str) -> Report {

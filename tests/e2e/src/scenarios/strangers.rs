@@ -63,14 +63,21 @@ fn somebodys_claim() -> serde_json::Value {
     })
 }
 
-/// What is edited: the object, and a merge patch.
-const EDITED: [(&str, &str); 6] = [
+/// What is edited, or added where nothing but the operator's may be: the object, and a merge patch.
+const EDITED: [(&str, &str); 13] = [
     ("pod/demo-0", r#"{"metadata": {"labels": {"kvcluster.dev/role": "leader", "kvcluster.dev/serves": "no"}}}"#),
     ("pod/demo-1", r#"{"metadata": {"labels": {"app.kubernetes.io/instance": "other", "kvcluster.dev/role": null}}}"#),
     ("pvc/data-demo-2", r#"{"metadata": {"labels": {"app.kubernetes.io/name": null}}}"#),
     ("service/demo", r#"{"spec": {"selector": {"app.kubernetes.io/instance": "other"}}}"#),
     ("configmap/demo", r#"{"data": {"HEARTBEAT_TIMEOUT": "600"}}"#),
     ("networkpolicy/demo", r#"{"spec": {"podSelector": {"matchLabels": {"app.kubernetes.io/instance": "other"}}}}"#),
+    ("service/demo", r#"{"spec": {"selector": {"x": "y"}}}"#),
+    ("service/demo-leader", r#"{"spec": {"selector": {"x": "y"}}}"#),
+    ("configmap/demo", r#"{"data": {"MAX_VALUE_SIZE": "1"}}"#),
+    ("secret/demo-auth", r#"{"data": {"more": "eQ=="}}"#),
+    ("networkpolicy/demo", r#"{"spec": {"podSelector": {"matchLabels": {"x": "y"}}}}"#),
+    ("poddisruptionbudget/demo", r#"{"spec": {"selector": {"matchLabels": {"x": "y"}}}}"#),
+    ("statefulset/demo", r#"{"spec": {"template": {"spec": {"nodeSelector": {"x": "y"}}}}}"#),
 ];
 const DELETED: [&str; 8] = [
     "service/demo",
@@ -115,8 +122,9 @@ pub(crate) async fn edited(suite: Arc<Suite>, name: &'static str) -> Report {
 
 /// What people may edit of the children, and the labels of pods and claims.
 async fn children(store: &Store) -> Vec<String> {
-    let spec = "{range .items[*]}{.kind}/{.metadata.name} {.metadata.labels} {.spec.selector} {.spec.podSelector} {.data}{\"\\n\"}{end}";
-    let kinds = "services,configmaps,networkpolicies,poddisruptionbudgets,statefulsets,pods,persistentvolumeclaims";
+    let spec = "{range .items[*]}{.kind}/{.metadata.name} {.metadata.labels} {.spec.selector} {.spec.podSelector} {.spec.template.spec.nodeSelector} {.data}{\"\\n\"}{end}";
+    let kinds =
+        "services,configmaps,secrets,networkpolicies,poddisruptionbudgets,statefulsets,pods,persistentvolumeclaims";
     let output = format!("--output=jsonpath={spec}");
     let told = store.kube.program("kubectl", &["get", kinds, "--namespace", &store.namespace, &output]).await;
     let mut told: Vec<String> = told.unwrap_or_else(|said| said).lines().map(str::to_owned).collect();
