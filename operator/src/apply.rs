@@ -160,9 +160,16 @@ impl Writer<'_> {
     async fn ensure(&self, child: &Child) -> Result<(), Error> {
         let Child { kind, name, object } = child;
         // What we own is ours alone: another manager's edits of our members are undone.
+        let (api, what) = (api(self.client, *kind, self.namespace), format!("{} {name}", kind.as_str()));
         let parameters = PatchParams::apply(FIELD_MANAGER).force();
-        let patched = api(self.client, *kind, self.namespace).patch(name, &parameters, &Patch::Apply(object)).await;
-        patched.map(drop).map_err(Error::write(format!("{} {name}", kind.as_str())))
+        let stored = api.patch(name, &parameters, &Patch::Apply(object)).await.map_err(Error::child(what.clone()))?;
+        let version = stored.metadata.resource_version.clone();
+        let stored = serde_json::to_value(stored).expect("it was JSON when it came");
+        let Some(mut patch) = child.surplus(&stored) else { return Ok(()) };
+        // Of what was just seen and nothing else.
+        patch["metadata"]["resourceVersion"] = json!(version);
+        let patched = api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await;
+        patched.map(drop).map_err(Error::child(what))
     }
 
     async fn remove(&self, kind: Kind, name: &str) -> Result<(), Error> {
@@ -174,7 +181,7 @@ impl Writer<'_> {
         let Growth { claim, size } = growth;
         let patch = json!({ "spec": { "resources": { "requests": { "storage": size } } } });
         let patched = self.claims().patch(claim, &PatchParams::default(), &Patch::Merge(patch)).await;
-        patched.map(drop).map_err(Error::write(format!("claim {claim}")))
+        patched.map(drop).map_err(Error::growth(format!("claim {claim}")))
     }
 
     /// Its pods run on; the next plan writes the set again, which adopts them.

@@ -33,8 +33,8 @@ use crate::report;
 use crate::validate::{self, Problem};
 use crate::watches::{self, Caches};
 
-/// Pauses after errors, from the first to the longest.
-const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
+/// Pauses after errors, from the first to the longest: what cannot be written makes nothing else late.
+const RETRY: (Duration, Duration) = (Duration::from_millis(500), plan::AT_REST);
 /// After a conflict: the watch brings what somebody else wrote well within this.
 const AFTER_CONFLICT: Duration = Duration::from_millis(200);
 /// So many in a row; more of them are no race, and are told.

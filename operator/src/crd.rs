@@ -114,8 +114,8 @@ pub struct KvClusterSpec {
     /// How long a request is remembered, so that it can be repeated safely. Changed without a restart.
     #[serde(default = "default::dedup_expiry")]
     #[schemars(length(max = 32))]
-    #[x_kube(validation = Rule::new("self.matches('^([0-9]+([.][0-9]+)?(ms|s|m|h))+$') && duration(self) >= duration('1s')")
-        .message("dedupExpiry must be a duration of at least 1s, such as 1h or 90m"))]
+    #[x_kube(validation = Rule::new("self.matches('^([0-9]+([.][0-9]+)?(ms|s|m|h))+$') && duration(self) >= duration('1s') && duration(self) <= duration('8760h')")
+        .message("dedupExpiry must be a duration from 1s to 8760h, such as 1h or 90m"))]
     pub dedup_expiry: String,
 
     /// True: the operator changes nothing, neither Kubernetes objects nor leadership. Status and role labels go on.
@@ -171,8 +171,8 @@ pub enum RetainPolicy {
 pub struct Storage {
     /// Size of each volume, for example `10Gi`. It can grow and never shrink.
     #[schemars(schema_with = "quantity")]
-    #[x_kube(validation = Rule::new("isQuantity(string(self)) && quantity(string(self)).isGreaterThan(quantity('0'))")
-        .message("size must be a quantity above zero, such as 10Gi"))]
+    #[x_kube(validation = Rule::new("isQuantity(string(self)) && quantity(string(self)).compareTo(quantity('2Mi')) >= 0 && quantity(string(self)).compareTo(quantity('1Pi')) <= 0")
+        .message("size must be a quantity from 2Mi to 1Pi, such as 10Gi"))]
     #[x_kube(validation = Rule::new("!isQuantity(string(self)) || !isQuantity(string(oldSelf)) || !quantity(string(self)).isLessThan(quantity(string(oldSelf)))")
         .message("size can grow and never shrink"))]
     pub size: Quantity,
@@ -280,10 +280,10 @@ impl Default for Wal {
 /// When superseded lines are dropped from the log.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("self.interval.matches('^([0-9]+([.][0-9]+)?(ms|s|m|h))+$') && duration(self.interval) >= duration('60s')")
-    .message("interval must be a duration of at least 60s, such as 1h"))]
-#[x_kube(validation = Rule::new("self.minInterval.matches('^([0-9]+([.][0-9]+)?(ms|s|m|h))+$')")
-    .message("minInterval must be a duration, such as 10m"))]
+#[x_kube(validation = Rule::new("self.interval.matches('^([0-9]+([.][0-9]+)?(ms|s|m|h))+$') && duration(self.interval) >= duration('60s') && duration(self.interval) <= duration('8760h')")
+    .message("interval must be a duration from 60s to 8760h, such as 1h"))]
+#[x_kube(validation = Rule::new("self.minInterval.matches('^([0-9]+([.][0-9]+)?(ms|s|m|h))+$') && duration(self.minInterval) <= duration('8760h')")
+    .message("minInterval must be a duration up to 8760h, such as 10m"))]
 pub struct Compaction {
     /// False: the log is compacted only when a person asks for it.
     #[serde(default = "default::compaction_enabled")]
@@ -374,7 +374,12 @@ fn quantities(_: &mut SchemaGenerator) -> Schema {
         "additionalProperties": {
             "x-kubernetes-int-or-string": true,
             "anyOf": [{ "type": "integer" }, { "type": "string" }],
+            "maxLength": 32,
         },
+        "x-kubernetes-validations": [{
+            "rule": "self.all(name, isQuantity(string(self[name])))",
+            "message": "each must be a quantity, such as 100m or 1Gi",
+        }],
     })
 }
 

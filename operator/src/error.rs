@@ -8,6 +8,12 @@ pub enum Error {
     Read { what: String, source: kube::Error },
     #[error("writing {what}: {source}")]
     Write { what: String, source: kube::Error },
+    /// What the spec asks for is no object that the API server takes, whoever writes it.
+    #[error("{what} is refused: {source}")]
+    Invalid { what: String, source: kube::Error },
+    /// The storage class does not allow it, or a quota does not.
+    #[error("{what} cannot grow: {source}")]
+    CannotGrow { what: String, source: kube::Error },
     /// Somebody else wrote first: what was decided may be out of date.
     #[error("{what} was changed by somebody else meanwhile")]
     Conflict { what: String },
@@ -27,7 +33,9 @@ pub enum NodeError {
     Refused { pod: String, code: String, detail: String },
 }
 
+const FORBIDDEN: u16 = 403;
 const CONFLICT: u16 = 409;
+const INVALID: u16 = 422;
 
 impl Error {
     pub(crate) fn read(what: impl Into<String>) -> impl FnOnce(kube::Error) -> Self {
@@ -35,9 +43,25 @@ impl Error {
     }
 
     pub(crate) fn write(what: impl Into<String>) -> impl FnOnce(kube::Error) -> Self {
-        |source| match &source {
-            kube::Error::Api(status) if status.code == CONFLICT => Self::Conflict { what: what.into() },
+        |source| match code(&source) {
+            Some(CONFLICT) => Self::Conflict { what: what.into() },
             _ => Self::Write { what: what.into(), source },
+        }
+    }
+
+    /// Of a child, which says what the spec says.
+    pub(crate) fn child(what: String) -> impl FnOnce(kube::Error) -> Self {
+        |source| match code(&source) {
+            Some(INVALID) => Self::Invalid { what, source },
+            _ => Self::write(what)(source),
+        }
+    }
+
+    /// Of a claim that is to grow.
+    pub(crate) fn growth(what: String) -> impl FnOnce(kube::Error) -> Self {
+        |source| match code(&source) {
+            Some(FORBIDDEN | INVALID) => Self::CannotGrow { what, source },
+            _ => Self::write(what)(source),
         }
     }
 
@@ -45,7 +69,7 @@ impl Error {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Read { .. } => "read",
-            Self::Write { .. } => "write",
+            Self::Write { .. } | Self::Invalid { .. } | Self::CannotGrow { .. } => "write",
             Self::Conflict { .. } => "conflict",
             Self::Node(NodeError::Refused { .. }) => "node_refused",
             Self::Node(_) => "node_unreachable",
@@ -53,4 +77,12 @@ impl Error {
     }
 
     pub const KINDS: [&'static str; 5] = ["read", "write", "conflict", "node_refused", "node_unreachable"];
+}
+
+/// Of an answer; None: there was none.
+fn code(error: &kube::Error) -> Option<u16> {
+    match error {
+        kube::Error::Api(status) => Some(status.code),
+        _ => None,
+    }
 }

@@ -58,8 +58,8 @@ pub(crate) struct State {
     /// At the write of this number.
     pub(crate) fault: Option<(usize, Fault)>,
     pub(crate) dead: bool,
-    /// The kind that may not be written.
-    pub(crate) forbidden: Option<&'static str>,
+    /// The kind that is not written, and the status that says so.
+    pub(crate) refuses: Option<(&'static str, u16)>,
     /// Whether the PodMonitor kind is installed.
     pub(crate) has_pod_monitors: bool,
     /// What the API server was asked, as its rules name it.
@@ -123,8 +123,8 @@ impl State {
         if *method == Method::GET {
             return self.objects.get(&key).map_or_else(|| failure(404), |object| (StatusCode::OK, object.clone()));
         }
-        if self.forbidden == Some(plural) {
-            return failure(403);
+        if let Some((_, code)) = self.refuses.filter(|(refused, _)| *refused == plural) {
+            return failure(code);
         }
         let Fate { happens, answer } = self.fate(format!("{method} {plural}/{name}"));
         let done = if happens { self.write(method, key, subresource, body) } else { failure(500) };
@@ -181,6 +181,10 @@ impl State {
                     if let Some(present) = &present {
                         object["metadata"][member] = present["metadata"][member].clone();
                     }
+                }
+                // What somebody else put beside ours stays; maps that are said as a whole are replaced.
+                for (name, value) in present.iter().flat_map(|present| present["data"].as_object()).flatten() {
+                    object["data"].as_object_mut().unwrap().entry(name.clone()).or_insert(value.clone());
                 }
                 (StatusCode::OK, self.store(key, object))
             }

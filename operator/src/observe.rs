@@ -19,7 +19,7 @@ use crate::names::{
     APP, APP_LABEL, FIELD_MANAGER, INSTANCE_LABEL, Identity, MANAGER_LABEL, ROLE_LABEL, SERVES_LABEL, SPEC_HASH,
 };
 use crate::node_client::{NodeClient, Nodes};
-use crate::observed::{Answer, ClaimSeen, Foreign, Observed, PodSeen};
+use crate::observed::{Answer, ClaimSeen, Foreign, Observed, PodSeen, Trouble, VolumeHost};
 use crate::resources::{self, Child, Kind};
 use crate::units;
 use crate::validate;
@@ -27,6 +27,8 @@ use crate::watches::{Caches, api};
 
 /// States of a container that has not failed but only begun.
 const STARTING: [&str; 2] = ["ContainerCreating", "PodInitializing"];
+/// On a claim whose volume is made when the first pod wants it.
+const SELECTED_HOST: &str = "volume.kubernetes.io/selected-node";
 
 /// Where everything is read from.
 #[derive(Clone)]
@@ -239,17 +241,17 @@ fn pod_seen(identity: &Identity, pod: &Pod) -> PodSeen {
 }
 
 /// Why a pod does not run: not scheduled, or a container that waits for more than its start.
-fn trouble(pod: &Pod) -> Option<String> {
+fn trouble(pod: &Pod) -> Option<Trouble> {
     let status = pod.status.as_ref()?;
     let containers = status.container_statuses.iter().flatten();
     let waiting = containers.filter_map(|container| container.state.as_ref()?.waiting.as_ref());
     let mut failed = waiting.filter_map(|waiting| {
         let reason = waiting.reason.clone().filter(|reason| !STARTING.contains(&reason.as_str()))?;
-        Some(waiting.message.as_ref().map_or(reason.clone(), |message| format!("{reason}: {message}")))
+        Some(Trouble::Waiting { reason, message: waiting.message.clone() })
     });
     let unscheduled = status.conditions.iter().flatten().find(|c| c.type_ == "PodScheduled" && c.status == "False");
     let unscheduled = unscheduled.and_then(|condition| condition.message.clone().or(condition.reason.clone()));
-    failed.next().or(unscheduled)
+    failed.next().or(unscheduled.map(|message| Trouble::Unscheduled { message }))
 }
 
 /// Our labels that are missing or were edited.
@@ -271,7 +273,8 @@ async fn claims(
     let mut claims = BTreeMap::new();
     for (ordinal, claim) in all {
         if is_our_claim(identity, &claim) || pods.contains_key(&ordinal) {
-            claims.extend(claim_seen(identity, &claim).map(|seen| (ordinal, seen)));
+            let host = volume_host(&sources.caches, &claim);
+            claims.extend(claim_seen(identity, &claim).map(|seen| (ordinal, ClaimSeen { host, ..seen })));
         } else if ordinal < scope.expected {
             foreign.push(Foreign { kind: "PersistentVolumeClaim", name: claim.name_any(), former: false });
         }
@@ -287,6 +290,12 @@ fn is_our_claim(identity: &Identity, claim: &PersistentVolumeClaim) -> bool {
     has(INSTANCE_LABEL, &identity.name) && has(APP_LABEL, APP)
 }
 
+/// The scheduler writes down for which host it has a volume made.
+fn volume_host(caches: &Caches, claim: &PersistentVolumeClaim) -> Option<VolumeHost> {
+    let name = claim.annotations().get(SELECTED_HOST)?.clone();
+    Some(VolumeHost { is_gone: caches.is_gone(&name), name })
+}
+
 /// None: it asks for nothing that can be read, which Kubernetes does not allow.
 fn claim_seen(identity: &Identity, claim: &PersistentVolumeClaim) -> Option<ClaimSeen> {
     let bytes = |quantities: Option<&BTreeMap<String, _>>| {
@@ -299,6 +308,7 @@ fn claim_seen(identity: &Identity, claim: &PersistentVolumeClaim) -> Option<Clai
         name: claim.name_any(),
         requested: bytes(requests)?,
         capacity: bytes(capacity),
+        host: None,
         relabel: wrong_labels(identity, &claim.metadata),
     })
 }
@@ -380,6 +390,7 @@ mod tests {
             serde_yaml::from_str::<Pod>(&text).unwrap()
         };
         assert_eq!(trouble(&pod("ContainerCreating")), None);
-        assert_eq!(trouble(&pod("CrashLoopBackOff")).as_deref(), Some("CrashLoopBackOff"));
+        let crash = Trouble::Waiting { reason: "CrashLoopBackOff".to_owned(), message: None };
+        assert_eq!(trouble(&pod("CrashLoopBackOff")), Some(crash));
     }
 }

@@ -2,6 +2,8 @@
 //! "Unknown" is a value: a node that did not answer is neither healthy nor dead. Filled by `observe`,
 //! read by `plan` and `report`.
 
+mod trouble;
+
 use std::collections::BTreeMap;
 
 use k8s_openapi::ByteString;
@@ -10,8 +12,10 @@ use kv_core::status::{NodeStatus, Role};
 use serde_json::Value;
 
 use crate::crd::KvClusterStatus;
-use crate::names::{CLIENT_PORT, CONTAINER, SPEC_HASH, TOKEN_KEY};
+use crate::names::{CLIENT_PORT, CONTAINER, Identity, SPEC_HASH, TOKEN_KEY};
 use crate::resources::{Child, Kind};
+
+pub use trouble::Trouble;
 
 /// Everything that a plan is made from, besides what is desired.
 #[derive(Debug, Clone, Default)]
@@ -59,7 +63,7 @@ pub struct PodSeen {
     /// Our labels that are missing or were edited, as they should be.
     pub relabel: BTreeMap<String, String>,
     /// Why it does not run: unschedulable, its image cannot be pulled, it crashes.
-    pub trouble: Option<String>,
+    pub trouble: Option<Trouble>,
     pub answer: Answer,
 }
 
@@ -78,8 +82,17 @@ pub struct ClaimSeen {
     pub requested: u64,
     /// Bytes that it has; None: not bound yet.
     pub capacity: Option<u64>,
+    /// The host that its volume was made for, if that was said.
+    pub host: Option<VolumeHost>,
     /// Our labels that are missing or were edited, as they should be.
     pub relabel: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeHost {
+    pub name: String,
+    /// It was removed, or does not answer.
+    pub is_gone: bool,
 }
 
 /// What was seen of the StatefulSet.
@@ -121,6 +134,14 @@ impl PodSeen {
 impl Observed {
     pub fn child(&self, kind: Kind, name: &str) -> Option<&Child> {
         self.children.iter().find(|child| child.kind == kind && child.name == name)
+    }
+
+    /// Where to look for the reason why a pod was not made: a quota or an admission that refuses it says so on
+    /// the StatefulSet alone. None: it is there, or not to be.
+    pub fn why_not_made(&self, identity: &Identity, ordinal: u32) -> Option<String> {
+        let is_missing = self.set()?.replicas > ordinal && !self.pods.contains_key(&ordinal);
+        let Identity { name, namespace, .. } = identity;
+        is_missing.then(|| format!("kubectl describe statefulset {name} --namespace {namespace} says why"))
     }
 
     /// The token in the Secret, if there is one.

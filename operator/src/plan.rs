@@ -36,7 +36,7 @@ pub use live::NodeTuning;
 /// How soon to look again while something is under way.
 const SOON: Duration = Duration::from_secs(1);
 /// How soon to look again at a cluster at rest: its status must be true within 10 s.
-const AT_REST: Duration = Duration::from_secs(5);
+pub(crate) const AT_REST: Duration = Duration::from_secs(5);
 
 /// What a plan draws from outside: a clock that never goes back, and chance.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -95,10 +95,14 @@ fn members(
     let ordinals: BTreeSet<u32> = observed.pods.keys().copied().chain(voters).collect();
     ordinals
         .into_iter()
-        .map(|ordinal| member(&identity.pod(ordinal), observed.pods.get(&ordinal), group, old))
+        .map(|ordinal| MemberReport {
+            message: message(identity, observed, ordinal, group),
+            ..member(&identity.pod(ordinal), observed.pods.get(&ordinal), group, old)
+        })
         .collect()
 }
 
+/// All but what is wrong with it.
 fn member(name: &str, pod: Option<&PodSeen>, group: Option<&Group<'_>>, old: &KvClusterStatus) -> MemberReport {
     let before = old.members.iter().find(|member| member.name == name);
     let status = pod.and_then(PodSeen::status);
@@ -117,7 +121,7 @@ fn member(name: &str, pod: Option<&PodSeen>, group: Option<&Group<'_>>, old: &Kv
         last_id: status.and_then(|status| position(status.replica.last_id.0)),
         durable_id: status.and_then(|status| position(status.replica.durable_id.0)),
         lag_entries: status.and_then(|status| position(lag(group, status))),
-        message: message(pod, group),
+        message: None,
         member_id: text,
     }
 }
@@ -132,10 +136,13 @@ fn position(id: u64) -> Option<i64> {
     i64::try_from(id).ok()
 }
 
-fn message(pod: Option<&PodSeen>, group: Option<&Group<'_>>) -> Option<String> {
-    let Some(pod) = pod else { return Some("its pod does not exist".to_owned()) };
+fn message(identity: &Identity, observed: &Observed, ordinal: u32, group: Option<&Group<'_>>) -> Option<String> {
+    let Some(pod) = observed.pods.get(&ordinal) else {
+        let why = observed.why_not_made(identity, ordinal);
+        return Some(why.map_or("its pod does not exist".to_owned(), |why| format!("its pod does not exist: {why}")));
+    };
     if let Some(trouble) = &pod.trouble {
-        return Some(trouble.clone());
+        return Some(trouble.to_string());
     }
     let status = match &pod.answer {
         Answer::Unknown(why) => return Some(why.clone()),

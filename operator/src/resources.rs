@@ -97,7 +97,13 @@ impl Child {
 
     /// Whether `seen` already is as this child is to be.
     pub(crate) fn is_met_by(&self, seen: &Self) -> bool {
-        self.kind == seen.kind && self.name == seen.name && same::contains(&seen.object, &self.object)
+        let is_this = self.kind == seen.kind && self.name == seen.name;
+        is_this && same::contains(&seen.object, &self.object) && self.surplus(&seen.object).is_none()
+    }
+
+    /// What must go from the object as it is stored, as a merge patch; None: nothing.
+    pub(crate) fn surplus(&self, stored: &Value) -> Option<Value> {
+        same::surplus(stored, &self.object)
     }
 }
 
@@ -136,6 +142,11 @@ pub(crate) fn children(desired: &Desired, choices: &Choices) -> Vec<Child> {
         children.push(Child::new(Kind::PodMonitor, pod_monitor::build(desired)));
     }
     children
+}
+
+/// With what nodes start, as environment variables.
+pub fn node_settings(desired: &Desired) -> BTreeMap<String, String> {
+    config_map::settings(desired)
 }
 
 /// The names that children of a cluster can have.

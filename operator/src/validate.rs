@@ -1,6 +1,7 @@
 //! From a KvCluster to what is desired, or what is wrong with it: what the schema's rules cannot see, or
 //! what was stored before they existed. Pure; called once in every reconcile, before anything else.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use kube::ResourceExt;
@@ -13,6 +14,10 @@ use crate::units;
 
 /// Part of a volume that nodes may fill: the rest is for compaction, which copies what it keeps, and for deletes.
 const STORAGE_LIMIT_PERCENT: u64 = 80;
+/// A year: nodes refuse to start with more.
+const SECONDS_MAX: u64 = 8760 * 3600;
+/// What a volume may have: with less, or more, nodes refuse to start with the limit that follows from it.
+const VOLUME_BYTES: RangeInclusive<u64> = 2 << 20..=1 << 50;
 /// Most nodes of a cluster; the schema says the same.
 pub(crate) const REPLICAS_MAX: u32 = 7;
 
@@ -66,7 +71,7 @@ pub fn validate(cluster: &KvCluster) -> Result<Desired, Vec<Problem>> {
         problems.push(bad(format!("spec.replicas is {}: it must be 1 to {REPLICAS_MAX}", spec.replicas)));
     }
     let mut read = Reader(&mut problems);
-    let storage_bytes = read.bytes("spec.storage.size", &spec.storage.size.0);
+    let storage_bytes = read.volume_bytes("spec.storage.size", &spec.storage.size.0);
     let live = Live {
         heartbeat_interval_ms: read.ms("spec.heartbeat.interval", &spec.heartbeat.interval),
         heartbeat_timeout_ms: read.ms("spec.heartbeat.timeout", &spec.heartbeat.timeout),
@@ -153,7 +158,19 @@ impl Reader<'_> {
     }
 
     fn seconds(&mut self, field: &str, text: &str) -> u64 {
-        self.duration(field, text).as_secs()
+        let seconds = self.duration(field, text).as_secs();
+        if seconds > SECONDS_MAX {
+            self.0.push(bad(format!("{field} is {text:?}: it must be 8760h at most")));
+        }
+        seconds
+    }
+
+    fn volume_bytes(&mut self, field: &str, text: &str) -> u64 {
+        let bytes = self.bytes(field, text);
+        if bytes > 0 && !VOLUME_BYTES.contains(&bytes) {
+            self.0.push(bad(format!("{field} is {text:?}: it must be from 2Mi to 1Pi")));
+        }
+        bytes
     }
 
     fn ms(&mut self, field: &str, text: &str) -> u64 {
@@ -215,9 +232,22 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn what_was_stored_before_the_schema_refused_it_is_told() {
+        for spec in [
+            "{compaction: {interval: 10000h}, storage: {size: 1Gi}}",
+            "{compaction: {minInterval: 8761h}, storage: {size: 1Gi}}",
+            "{dedupExpiry: 8761h, storage: {size: 1Gi}}",
+            "{storage: {size: 1Mi}}",
+            "{storage: {size: 2Pi}}",
+        ] {
+            assert!(reasons(spec).iter().all(|reason| *reason == Reason::BadValue), "{spec}");
+        }
+    }
+
+    #[test]
     fn nodes_stop_writing_before_their_volume_is_full() {
-        let desired = validate(&cluster("{storage: {size: 1000}}")).unwrap();
-        assert_eq!((desired.storage_bytes, desired.live.storage_limit_bytes), (1000, 800));
+        let desired = validate(&cluster("{storage: {size: 10M}}")).unwrap();
+        assert_eq!((desired.storage_bytes, desired.live.storage_limit_bytes), (10_000_000, 8_000_000));
     }
 
     #[test]

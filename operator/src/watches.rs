@@ -36,6 +36,9 @@ const LEAVING_TAINTS: [&str; 5] = [
     "karpenter.sh/disruption",
 ];
 
+/// Taints of a host that does not answer any more.
+const GONE_TAINTS: [&str; 2] = ["node.kubernetes.io/unreachable", "node.kubernetes.io/out-of-service"];
+
 /// The definition of the one kind that may be missing, and come later.
 const POD_MONITORS: &str = "podmonitors.monitoring.coreos.com";
 
@@ -82,13 +85,6 @@ pub(crate) fn start(client: &Client, namespace: Option<&str>) -> (Caches, Trigge
 impl Caches {
     /// Everything has been listed once. Hosts are not waited for: who may not read them takes them to stay.
     pub(crate) fn are_filled(&self) -> bool {
-        fn is_filled<K>(store: &Store<K>) -> bool
-        where
-            K: Resource + Clone + 'static,
-            K::DynamicType: Eq + Hash + Clone,
-        {
-            store.wait_until_ready().now_or_never().is_some()
-        }
         let Self { children, pods, claims, hosts: _, pod_monitors: _ } = self;
         let mut needed = children.iter().filter(|(kind, _)| **kind != Kind::PodMonitor);
         needed.all(|(_, store)| is_filled(store)) && is_filled(pods) && is_filled(claims)
@@ -146,9 +142,23 @@ impl Caches {
         self.hosts.get(&ObjectRef::new(host)).is_some_and(|host| is_leaving(&host))
     }
 
+    /// It was removed, or does not answer. Who may not list hosts takes them to be there.
+    pub(crate) fn is_gone(&self, host: &str) -> bool {
+        let is_silent = |host: &Node| has_taint(host, &GONE_TAINTS);
+        is_filled(&self.hosts) && self.hosts.get(&ObjectRef::new(host)).is_none_or(|host| is_silent(&host))
+    }
+
     pub(crate) fn pod_monitors(&self) -> bool {
         *self.pod_monitors.borrow()
     }
+}
+
+fn is_filled<K>(store: &Store<K>) -> bool
+where
+    K: Resource + Clone + 'static,
+    K::DynamicType: Eq + Hash + Clone,
+{
+    store.wait_until_ready().now_or_never().is_some()
 }
 
 fn named<K>(store: &Store<K>, namespace: &str, is_meant: impl Fn(&str) -> bool) -> Vec<K>
@@ -279,9 +289,13 @@ fn drains(changes: BoxStream<'static, Node>, pods: Store<Pod>) -> Triggers {
 }
 
 fn is_leaving(host: &Node) -> bool {
-    let spec = host.spec.clone().unwrap_or_default();
-    let mut taints = spec.taints.iter().flatten();
-    spec.unschedulable == Some(true) || taints.any(|taint| LEAVING_TAINTS.contains(&taint.key.as_str()))
+    let is_cordoned = host.spec.as_ref().is_some_and(|spec| spec.unschedulable == Some(true));
+    is_cordoned || has_taint(host, &LEAVING_TAINTS)
+}
+
+fn has_taint(host: &Node, keys: &[&str]) -> bool {
+    let mut taints = host.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
+    taints.any(|taint| keys.contains(&taint.key.as_str()))
 }
 
 /// By owner, else by label: either may have been edited.

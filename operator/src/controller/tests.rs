@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::fake::nodes::serve;
+use crate::error::NodeError;
+use crate::fake::nodes::{Says, serve};
 use crate::fake::{Fault, State, World};
 use crate::watches::Caches;
 
@@ -222,7 +223,7 @@ async fn volumes_that_cannot_grow_keep_nothing_else_from_being_done() {
     let mut operator = Operator::new(&world);
     operator.converge().await;
     set_spec(&mut world.state(), "{leader: demo-1, image: 'kvcluster/kv-node:2', storage: {size: 2Gi}}");
-    world.state().forbidden = Some("persistentvolumeclaims");
+    world.state().refuses = Some(("persistentvolumeclaims", 403));
     for _ in 0..RECONCILES_MAX / 2 {
         world.state().run_controllers();
         operator.reconcile().await.unwrap_err();
@@ -231,8 +232,106 @@ async fn volumes_that_cannot_grow_keep_nothing_else_from_being_done() {
     assert_eq!((status.updated_replicas, status.leader.as_deref()), (3, Some("demo-1")), "{:?}", status.conditions);
     let leads = world.state().get("pods", "demo-1").unwrap()["metadata"]["labels"]["kvcluster.dev/role"].clone();
     assert_eq!(leads, "leader");
-    let invalid = status.conditions.iter().find(|condition| condition.type_ == "SpecInvalid").unwrap();
-    assert_eq!((invalid.status.as_str(), invalid.reason.as_str()), ("True", "StorageCannotGrow"));
+    assert_eq!(spec_invalid(&world), ("True".to_owned(), "StorageCannotGrow".to_owned()));
+    world.state().refuses = Some(("persistentvolumeclaims", 500));
+    operator.reconcile().await.unwrap_err();
+    assert_eq!(spec_invalid(&world), ("False".to_owned(), "Valid".to_owned()), "the spec is not to blame");
+}
+
+#[tokio::test]
+async fn a_spec_that_makes_an_object_which_the_api_server_refuses_is_invalid() {
+    let world = world("127.31.10", "{storage: {size: 1Gi}}").await;
+    let mut operator = Operator::new(&world);
+    operator.converge().await;
+    set_spec(&mut world.state(), "{pod: {labels: {'not a label': x}}, storage: {size: 1Gi}}");
+    world.state().refuses = Some(("statefulsets", 422));
+    operator.reconcile().await.unwrap_err();
+    assert_eq!(spec_invalid(&world), ("True".to_owned(), "BadValue".to_owned()));
+    world.state().refuses = Some(("statefulsets", 500));
+    operator.reconcile().await.unwrap_err();
+    assert_eq!(spec_invalid(&world), ("False".to_owned(), "Valid".to_owned()), "the spec is not to blame");
+}
+
+fn spec_invalid(world: &World) -> (String, String) {
+    let conditions = stored(world).status.unwrap().conditions;
+    let invalid = conditions.into_iter().find(|condition| condition.type_ == "SpecInvalid").unwrap();
+    (invalid.status, invalid.reason)
+}
+
+#[tokio::test]
+async fn what_was_added_by_hand_where_nothing_but_ours_may_be_goes() {
+    let world = world("127.31.11", "{storage: {size: 1Gi}}").await;
+    let mut operator = Operator::new(&world);
+    let expected = operator.converge().await;
+    for (plural, name, place, added) in [
+        ("services", "demo", "/spec/selector", "x"),
+        ("services", "demo-leader", "/spec/selector", "x"),
+        ("networkpolicies", "demo", "/spec/podSelector/matchLabels", "x"),
+        ("poddisruptionbudgets", "demo", "/spec/selector/matchLabels", "x"),
+        ("configmaps", "demo", "/data", "MAX_VALUE_SIZE"),
+        ("secrets", "demo-auth", "/data", "more"),
+    ] {
+        let key = (plural.to_owned(), name.to_owned());
+        let mut object = world.state().objects[&key].clone();
+        object.pointer_mut(place).unwrap()[added] = json!("eQ==");
+        world.state().store(key, object);
+        assert_same(&operator.converge().await, &expected, &format!("{plural} {name}"));
+        let left = world.state().get(plural, name).unwrap().pointer(place).unwrap().clone();
+        assert!(left[added].is_null(), "{plural} {name}: {left}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_is_garbage_or_late_is_unknown_and_nobody_is_taken_for_gone() {
+    let world = world("127.31.12", "{storage: {size: 1Gi}}").await;
+    let mut operator = Operator::new(&world);
+    operator.converge().await;
+    let leader = world.state().nodes.leader.unwrap();
+    let [garbage, late] = [1, 2].map(|further| (leader + further) % 3);
+    world.state().nodes.says = [(garbage, Says::Garbage), (late, Says::Nothing)].into();
+    world.state().writes.clear();
+    operator.reconcile().await.unwrap();
+    operator.reconcile().await.unwrap();
+    let writes = world.state().writes.clone();
+    assert!(writes.iter().all(|write| write == "PUT kvclusters/demo"), "{writes:?}");
+    let members = stored(&world).status.unwrap().members;
+    for (ordinal, words) in [(garbage, "makes no sense"), (late, "does not answer")] {
+        let member = &members[usize::try_from(ordinal).unwrap()];
+        assert!(member.voter && member.member_id.is_some() && member.role.is_none(), "{member:?}");
+        assert!(member.message.as_ref().unwrap().contains(words), "{member:?}");
+    }
+    assert_eq!(world.state().nodes.voters.len(), 3);
+}
+
+#[tokio::test]
+async fn a_directive_without_the_token_is_refused_and_told_and_sent_again_with_it() {
+    let world = world("127.31.13", "{leader: demo-0, storage: {size: 1Gi}}").await;
+    let mut operator = Operator::new(&world);
+    operator.converge().await;
+    let secret = ("secrets".to_owned(), "demo-auth".to_owned());
+    let mut emptied = world.state().objects[&secret].clone();
+    emptied["data"] = json!({});
+    world.state().store(secret, emptied);
+    set_spec(&mut world.state(), "{leader: demo-1, storage: {size: 1Gi}}");
+    let refused = operator.reconcile().await.unwrap_err();
+    assert!(matches!(&refused, Error::Node(NodeError::Refused { code, .. }) if code == "401"), "{refused}");
+    assert_eq!(world.state().nodes.leader, Some(0), "nobody was told anything");
+    let conditions = stored(&world).status.unwrap().conditions;
+    let told = conditions.iter().find(|condition| condition.type_ == "Progressing").unwrap();
+    assert!(told.message.contains("demo-1 refused"), "{}", told.message);
+    operator.converge().await;
+    assert_eq!(world.state().nodes.leader, Some(1));
+}
+
+#[tokio::test]
+async fn a_failure_that_stays_makes_nothing_else_late() {
+    let world = world("127.31.14", "{storage: {size: 1Gi}}").await;
+    let context = Arc::new(Operator::new(&world).context);
+    let cluster = Arc::new(DeserializeGuard(Ok(stored(&world))));
+    let error = Error::Node(NodeError::Unreachable { pod: "demo-0".to_owned() });
+    let pauses: Vec<Action> = (0..20).map(|_| retry(cluster.clone(), &error, context.clone())).collect();
+    assert_eq!(pauses[0], Action::requeue(Duration::from_millis(500)));
+    assert_eq!(pauses[19], Action::requeue(Duration::from_secs(5)), "a status has to be true within 10 s");
 }
 
 #[tokio::test]

@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State as Shared;
-use axum::http::{Request, Response};
+use axum::http::{Method, Request, Response};
+use k8s_openapi::ByteString;
 use kv_core::group::{ClusterId, MemberInfo};
 use kv_core::status::{Failover, NodeStatus, Role};
 use serde_json::{Value, json};
@@ -14,6 +15,13 @@ use serde_json::{Value, json};
 use super::{Fate, State, World};
 use crate::names::CLIENT_PORT;
 use crate::plan::scene::{self, record};
+
+/// What a node says of itself instead of its status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Says {
+    Garbage,
+    Nothing,
+}
 
 #[derive(Default, Clone)]
 pub(crate) struct Nodes {
@@ -28,6 +36,7 @@ pub(crate) struct Nodes {
     epoch: u64,
     history_limit: Option<u32>,
     tuned: BTreeMap<u32, NodeStatus>,
+    pub(crate) says: BTreeMap<u32, Says>,
     /// Directives that no good operator sends.
     pub(crate) refused: Vec<String>,
 }
@@ -143,9 +152,28 @@ async fn answer(Shared((world, ordinal)): Shared<(World, u32)>, request: Request
     let (parts, body) = request.into_parts();
     let body = axum::body::to_bytes(body, 1 << 20).await.unwrap();
     let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+    let says = world.state().nodes.says.get(&ordinal).copied().filter(|_| parts.method == Method::GET);
+    match says {
+        Some(Says::Garbage) => return Response::new(Body::from("{\"replica\": 7}")),
+        Some(Says::Nothing) => std::future::pending().await,
+        None => {}
+    }
+    let token = parts.headers.get("authorization").and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
     let mut state = world.state();
-    let (status, document) = respond(&mut state, ordinal, parts.method.as_str(), parts.uri.path(), &body);
+    let (status, document) = match parts.method == Method::GET || token == state.token().as_deref() {
+        true => respond(&mut state, ordinal, parts.method.as_str(), parts.uri.path(), &body),
+        false => (401, json!({ "detail": "this call needs the token" })),
+    };
     Response::builder().status(status).body(Body::from(document.to_string())).unwrap()
+}
+
+impl State {
+    /// Whatever the Secret says, as soon as it says it.
+    fn token(&self) -> Option<String> {
+        let secret = self.get("secrets", "demo-auth")?;
+        let token: ByteString = serde_json::from_value(secret["data"]["token"].clone()).ok()?;
+        Some(String::from_utf8(token.0).unwrap())
+    }
 }
 
 fn respond(state: &mut State, ordinal: u32, method: &str, path: &str, body: &Value) -> (u16, Value) {

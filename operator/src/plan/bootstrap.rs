@@ -5,6 +5,7 @@
 use kv_core::entry::EntryId;
 use kv_core::group::{ClusterId, MemberId, MemberInfo, NodeName, Settings};
 
+use super::membership::waiting_for;
 use super::{Assignment, Directive, Draw, Founder, Step};
 use crate::crd::Reason;
 use crate::group::Group;
@@ -20,11 +21,9 @@ pub(super) fn found(
     draw: &Draw,
     assign: &mut Option<Assignment>,
 ) -> Step {
-    let silent: Vec<String> =
-        (0..set_replicas).filter(|ordinal| !is_empty(observed, *ordinal)).map(|o| desired.identity.pod(o)).collect();
+    let silent: Vec<u32> = (0..set_replicas).filter(|ordinal| !is_empty(observed, *ordinal)).collect();
     if !silent.is_empty() {
-        let message = format!("waiting for {} to answer", silent.join(", "));
-        return Step::waits(Reason::Founding, message);
+        return Step::waits(Reason::Founding, waiting_for(desired, observed, &silent));
     }
     let founders: Vec<(MemberInfo, Founder)> =
         (0..desired.replicas).filter_map(|ordinal| founder(desired, observed, ordinal)).collect();

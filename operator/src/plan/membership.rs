@@ -69,8 +69,7 @@ fn own_id(pod: &PodSeen, group: &Group<'_>) -> Option<MemberId> {
 pub(super) fn awaited(desired: &Desired, observed: &Observed, group: &Group<'_>) -> Step {
     let votes = |ordinal: &u32| group.voters.iter().any(|voter| voter.ordinal == Some(*ordinal));
     let silent = |ordinal: &u32| observed.pods.get(ordinal).is_none_or(|pod| pod.status().is_none());
-    let awaited: Vec<String> =
-        (0..desired.replicas).filter(|o| !votes(o) && silent(o)).map(|o| desired.identity.pod(o)).collect();
+    let awaited: Vec<u32> = (0..desired.replicas).filter(|ordinal| !votes(ordinal) && silent(ordinal)).collect();
     if let Some((pod, claim)) = outsider(desired, observed, group) {
         let message = format!(
             "{pod} holds the volume of another cluster; to let it join as an empty member: \
@@ -81,7 +80,15 @@ pub(super) fn awaited(desired: &Desired, observed: &Observed, group: &Group<'_>)
     if awaited.is_empty() {
         return Step::default();
     }
-    Step::waits(Reason::Scaling, format!("waiting for {} to answer", awaited.join(", ")))
+    Step::waits(Reason::Scaling, waiting_for(desired, observed, &awaited))
+}
+
+/// What is said of pods that do not answer.
+pub(super) fn waiting_for(desired: &Desired, observed: &Observed, ordinals: &[u32]) -> String {
+    let names: Vec<String> = ordinals.iter().map(|ordinal| desired.identity.pod(*ordinal)).collect();
+    let waiting = format!("waiting for {} to answer", names.join(", "));
+    let not_made = ordinals.iter().find_map(|ordinal| observed.why_not_made(&desired.identity, *ordinal));
+    not_made.map_or(waiting.clone(), |why| format!("{waiting}; not all of them exist: {why}"))
 }
 
 /// A pod that should be a member, and its claim: its volume was filled by another group.

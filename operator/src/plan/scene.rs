@@ -11,12 +11,17 @@ use kv_core::status::{
 
 use super::{Defaults, Draw, Memory, Plan, plan};
 use crate::crd;
-use crate::observed::{Answer, ClaimSeen, Observed, PodSeen};
+use crate::observed::{Answer, ClaimSeen, Observed, PodSeen, Trouble};
 use crate::resources::{Choices, children, spec_hash};
 use crate::validate::{Desired, Live, tests::cluster, validate};
 
 pub(crate) const IMAGE: &str = "kvcluster/kv-node:1";
 pub(crate) const CLUSTER: &str = "c1";
+
+/// Of a pod whose container does not stay up.
+pub(crate) fn crashes() -> Trouble {
+    Trouble::Waiting { reason: "CrashLoopBackOff".to_owned(), message: None }
+}
 
 pub(crate) struct Scene {
     pub(crate) desired: Desired,
@@ -114,9 +119,10 @@ impl Scene {
     pub(crate) fn add_claim(&mut self, ordinal: u32) {
         let bytes = self.desired.storage_bytes;
         let name = self.desired.identity.claim(ordinal);
-        self.observed
-            .claims
-            .insert(ordinal, ClaimSeen { name, requested: bytes, capacity: Some(bytes), relabel: BTreeMap::new() });
+        self.observed.claims.insert(
+            ordinal,
+            ClaimSeen { name, requested: bytes, capacity: Some(bytes), host: None, relabel: BTreeMap::new() },
+        );
     }
 
     pub(crate) fn pod(&mut self, ordinal: u32) -> &mut PodSeen {

@@ -9,7 +9,7 @@ use crate::crd::{ConditionType, KvClusterSpec, Reason};
 use crate::error::Error;
 use crate::group::{CAUGHT_UP_ENTRIES, Group, Voter};
 use crate::names::Identity;
-use crate::observed::{Observed, PodSeen};
+use crate::observed::{ClaimSeen, Observed, PodSeen, Trouble};
 use crate::plan::Progress;
 use crate::validate::{self, Problem};
 
@@ -163,19 +163,27 @@ fn degraded(facts: &Facts<'_>) -> Finding {
 
 /// The pod cannot run where its volume is, or has none.
 fn volume_unavailable(facts: &Facts<'_>, pod: &PodSeen) -> Option<String> {
-    let trouble = pod.trouble.as_ref().filter(|trouble| trouble.to_lowercase().contains("volume"))?;
+    let trouble = pod.trouble.as_ref().filter(|trouble| trouble.is_about_its_volume())?;
     let (Identity { namespace, .. }, name) = (facts.identity, &pod.name);
     let ordinal = facts.identity.ordinal(name)?;
     let claim = facts.identity.claim(ordinal);
-    if facts.observed.claims.get(&ordinal).is_none_or(|claim| claim.capacity.is_none()) {
-        return Some(format!(
-            "{trouble} (kubectl describe pvc {claim} --namespace {namespace} says what {claim} waits for)"
-        ));
+    let advice = match facts.observed.claims.get(&ordinal).filter(|claim| claim.capacity.is_some()) {
+        None => format!("kubectl describe pvc {claim} --namespace {namespace} says what {claim} waits for"),
+        Some(seen) if may_be_lost(seen, trouble) => format!(
+            "if its volume is lost: kubectl delete pvc {claim} --namespace {namespace} --wait=false; \
+             kubectl delete pod {name} --namespace {namespace}"
+        ),
+        Some(_) => "its volume is well: a host that reaches it has to take the pod".to_owned(),
+    };
+    Some(format!("{trouble} ({advice})"))
+}
+
+/// Whoever follows advice to delete a claim must not lose a volume that only waits for room on its host.
+fn may_be_lost(claim: &ClaimSeen, trouble: &Trouble) -> bool {
+    match &claim.host {
+        Some(host) => host.is_gone && trouble.has_its_volume_on_no_host_that_takes_pods(),
+        None => trouble.has_its_volume_nowhere(),
     }
-    Some(format!(
-        "{trouble} (if its volume is lost: kubectl delete pvc {claim} --namespace {namespace} --wait=false; \
-         kubectl delete pod {name} --namespace {namespace})"
-    ))
 }
 
 /// Short of space on the volume, or below its node's own limit.
@@ -213,9 +221,8 @@ fn spec_invalid(facts: &Facts<'_>) -> Finding {
     }
     match (&facts.applied.progress, &facts.applied.error) {
         (Some(Progress { reason: Reason::NameTaken, message }), _) => is(Reason::NameTaken, message.clone()),
-        (_, Some(Error::Write { what, source })) if what.starts_with("claim ") => {
-            is(Reason::StorageCannotGrow, format!("{what}: {source}"))
-        }
+        (_, Some(error @ Error::CannotGrow { .. })) => is(Reason::StorageCannotGrow, error.to_string()),
+        (_, Some(error @ Error::Invalid { .. })) => is(Reason::BadValue, error.to_string()),
         _ => match validate::warning(facts.spec) {
             Some(warning) => is_not(Reason::EvenReplicas, warning),
             None => is_not(Reason::Valid, ""),

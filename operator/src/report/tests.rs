@@ -5,8 +5,8 @@ use k8s_openapi::jiff::Timestamp;
 
 use super::*;
 use crate::crd::{ConditionType, Reason};
-use crate::observed::Answer;
-use crate::plan::scene::Scene;
+use crate::observed::{Answer, Trouble, VolumeHost};
+use crate::plan::scene::{Scene, crashes};
 use crate::validate::tests::cluster;
 
 const SPEC: &str = "{storage: {size: 1Gi}}";
@@ -73,11 +73,55 @@ fn message(status: &KvClusterStatus, kind: ConditionType) -> &str {
     &status.conditions.iter().find(|condition| condition.type_ == kind.as_str()).unwrap().message
 }
 
+fn unscheduled(message: &str) -> Trouble {
+    Trouble::Unscheduled { message: message.to_owned() }
+}
+
+#[test]
+fn a_volume_whose_host_is_only_full_or_may_come_back_is_not_to_be_deleted() {
+    let full = "0/3 nodes are available: 1 Insufficient cpu, 2 node(s) had volume node affinity conflict.";
+    let nowhere = "0/3 nodes are available: 3 node(s) had volume node affinity conflict.";
+    let silent = "0/3 nodes are available: 1 node(s) had untolerated taint {node.kubernetes.io/unreachable: }, \
+                  2 node(s) had volume node affinity conflict.";
+    let host = |is_gone| Some(VolumeHost { name: "n2".to_owned(), is_gone });
+    for (message, host, is_advised) in [
+        (full, None, false),
+        (full, host(true), false),
+        (nowhere, host(false), false),
+        (nowhere, host(true), true),
+        (silent, None, false),
+        (silent, host(true), true),
+    ] {
+        let mut scene = Scene::led(SPEC, 3, 1);
+        scene.silence(2);
+        scene.pod(2).trouble = Some(unscheduled(message));
+        scene.observed.claims.get_mut(&2).unwrap().host = host;
+        let status = reported(&mut scene, SPEC);
+        assert_condition(&status, ConditionType::Degraded, "True", Reason::VolumeUnavailable);
+        let said = self::message(&status, ConditionType::Degraded);
+        assert_eq!(said.contains("delete pvc"), is_advised, "{said}");
+    }
+}
+
+#[test]
+fn a_pod_that_was_not_made_is_told_with_where_to_look_for_the_reason() {
+    let mut scene = Scene::led(SPEC, 3, 1);
+    scene.observed.pods.remove(&2);
+    let status = reported(&mut scene, SPEC);
+    let said = status.members[2].message.as_deref().unwrap();
+    assert!(said.contains("kubectl describe statefulset demo --namespace apps"), "{said}");
+    let mut scene = Scene::empty(SPEC, 3);
+    scene.observed.pods.clear();
+    let said = reported(&mut scene, SPEC);
+    let said = message(&said, ConditionType::Available);
+    assert!(said.contains("demo-0, demo-1, demo-2") && said.contains("describe statefulset demo"), "{said}");
+}
+
 #[test]
 fn a_lost_volume_is_named_with_the_two_commands_that_replace_the_member() {
     let mut scene = Scene::led(SPEC, 3, 1);
     scene.silence(2);
-    scene.pod(2).trouble = Some("0/3 nodes are available: 1 node(s) had volume node affinity conflict".to_owned());
+    scene.pod(2).trouble = Some(unscheduled("0/3 nodes are available: 3 node(s) had volume node affinity conflict."));
     let status = reported(&mut scene, SPEC);
     assert_condition(&status, ConditionType::Degraded, "True", Reason::VolumeUnavailable);
     let said = message(&status, ConditionType::Degraded);
@@ -90,7 +134,7 @@ fn a_lost_volume_is_named_with_the_two_commands_that_replace_the_member() {
 fn a_claim_that_nobody_provides_for_is_told_apart_from_a_lost_volume() {
     let mut scene = Scene::empty(SPEC, 3);
     scene.silence(0);
-    scene.pod(0).trouble = Some("pod has unbound immediate PersistentVolumeClaims".to_owned());
+    scene.pod(0).trouble = Some(unscheduled("pod has unbound immediate PersistentVolumeClaims"));
     scene.observed.claims.get_mut(&0).unwrap().capacity = None;
     let status = reported(&mut scene, SPEC);
     assert_condition(&status, ConditionType::Degraded, "True", Reason::VolumeUnavailable);
@@ -136,7 +180,7 @@ fn silence_is_unknown_and_pods_that_cannot_run_are_a_lost_majority() {
     let mut scene = Scene::leaderless(SPEC, 3);
     (1..3).for_each(|ordinal| scene.silence(ordinal));
     assert_condition(&reported(&mut scene, SPEC), ConditionType::Available, "Unknown", Reason::WaitingForMembers);
-    (1..3).for_each(|ordinal| scene.pod(ordinal).trouble = Some("CrashLoopBackOff".to_owned()));
+    (1..3).for_each(|ordinal| scene.pod(ordinal).trouble = Some(crashes()));
     assert_condition(&reported(&mut scene, SPEC), ConditionType::Available, "False", Reason::QuorumLost);
 }
 

@@ -23,7 +23,7 @@ pub(super) fn build(desired: &Desired) -> ConfigMap {
     }
 }
 
-fn settings(desired: &Desired) -> BTreeMap<String, String> {
+pub(super) fn settings(desired: &Desired) -> BTreeMap<String, String> {
     let live = &desired.live;
     let failover = match desired.spec.failover {
         Failover::Automatic => "automatic",

@@ -73,11 +73,15 @@ fn only_what_differs_is_sent_and_nobody_restarts_for_it() {
 
 #[test]
 fn a_volume_that_has_grown_raises_the_limit_of_its_node_and_not_before() {
-    let mut scene = changed("{storage: {size: 2000}}");
-    scene.observed.claims.values_mut().for_each(|claim| (claim.requested, claim.capacity) = (2000, Some(1000)));
-    scene.observed.claims.get_mut(&2).unwrap().capacity = Some(2000);
+    let mut scene = changed("{storage: {size: 200M}}");
+    scene
+        .observed
+        .claims
+        .values_mut()
+        .for_each(|claim| (claim.requested, claim.capacity) = (200_000_000, Some(100_000_000)));
+    scene.observed.claims.get_mut(&2).unwrap().capacity = Some(200_000_000);
     let limits: Vec<Option<u64>> = scene.plan().tune.iter().map(|tuning| tuning.storage_limit_bytes).collect();
-    assert_eq!(limits, [Some(800), Some(800), Some(1600)]);
+    assert_eq!(limits, [Some(80_000_000), Some(80_000_000), Some(160_000_000)]);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Restarts, one at a time.
 
 use super::*;
+use crate::plan::scene::crashes;
 
 const NEW_IMAGE: &str = "{image: 'kvcluster/kv-node:2', storage: {size: 1Gi}}";
 const SUPERVISED: &str = "{updateStrategy: Supervised, image: 'kvcluster/kv-node:2', storage: {size: 1Gi}}";
@@ -61,12 +62,12 @@ fn an_image_that_crashes_stops_the_roll_and_going_back_replaces_that_pod_alone()
     let mut scene = outdated(NEW_IMAGE, 3, 1);
     update(&mut scene, 2);
     scene.silence(2);
-    scene.pod(2).trouble = Some("CrashLoopBackOff".to_owned());
+    scene.pod(2).trouble = Some(crashes());
     let plan = scene.plan();
     assert_eq!((restarted(&plan), reason(&plan)), (None, Some(Reason::RolloutStuck)));
     let mut back = Scene::led(SPEC, 3, 1);
     back.silence(2);
-    back.pod(2).trouble = Some("CrashLoopBackOff".to_owned());
+    back.pod(2).trouble = Some(crashes());
     back.pod(2).spec_hash = Some("crashing".to_owned());
     assert_eq!(restarted(&back.plan()), Some("demo-2"));
 }
@@ -75,7 +76,7 @@ fn an_image_that_crashes_stops_the_roll_and_going_back_replaces_that_pod_alone()
 fn broken(mut scene: Scene, ordinals: &[u32]) -> Scene {
     for ordinal in ordinals {
         scene.silence(*ordinal);
-        scene.pod(*ordinal).trouble = Some("ImagePullBackOff".to_owned());
+        scene.pod(*ordinal).trouble = Some(crashes());
         scene.pod(*ordinal).spec_hash = Some("mistyped".to_owned());
     }
     scene
