@@ -179,7 +179,7 @@ mod tests {
     #[test]
     fn the_cluster_of_a_check_is_valid_and_leaves_no_volumes() {
         let cluster = cluster(&check());
-        assert!(validate(&cluster).is_ok());
+        assert!(validate(&cluster).problems.is_empty());
         assert_eq!(cluster.spec.storage.retain_policy, RetainPolicy::Delete);
         assert_eq!(cluster.spec.storage.storage_class_name.as_deref(), Some("fast"));
     }

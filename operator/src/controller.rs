@@ -30,7 +30,7 @@ use crate::observe::{Sources, observe};
 use crate::observed::Observed;
 use crate::plan::{self, Defaults, Draw, Memory, Plan};
 use crate::report;
-use crate::validate::{self, Problem};
+use crate::validate::{self, Problem, Validated};
 use crate::watches::{self, Caches};
 
 /// Pauses after errors, from the first to the longest: what cannot be written makes nothing else late.
@@ -232,13 +232,14 @@ pub(crate) async fn five_verbs(cluster: &KvCluster, context: &Context) -> Result
     let uid = cluster.uid().unwrap_or_default();
     let remembered = context.remembered(&uid);
     let observed = observe(&context.sources, cluster).await?;
-    let (plan, problems) = match validate::validate(cluster) {
-        Ok(desired) => (plan::plan(&desired, &observed, &remembered.memory, &context.draw(&remembered)), Vec::new()),
+    let Validated { desired, problems } = validate::validate(cluster);
+    let plan = match desired {
+        Some(desired) => plan::plan(&desired, &observed, &remembered.memory, &context.draw(&remembered)),
         // What runs goes on as it is.
-        Err(problems) => {
-            let plan = plan::look(&validate::identity(cluster), &cluster.spec, &observed);
-            (Plan { memory: remembered.memory.clone(), ..plan }, problems)
-        }
+        None => Plan {
+            memory: remembered.memory.clone(),
+            ..plan::look(&validate::identity(cluster), &cluster.spec, &observed)
+        },
     };
     let (next, token) = (plan.next, observed.token());
     let applied = apply(&context.sources, cluster, token.clone(), plan).await;

@@ -460,8 +460,8 @@ mod tests {
         let dir = std::fs::read_dir(format!("{}/../charts/examples", env!("CARGO_MANIFEST_DIR"))).unwrap();
         for path in dir.map(|entry| entry.unwrap().path()) {
             let cluster: KvCluster = serde_yaml::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
-            let problems = crate::validate::validate(&cluster).err();
-            assert_eq!(problems, None, "{}", path.display());
+            let problems = crate::validate::validate(&cluster).problems;
+            assert_eq!(problems, [], "{}", path.display());
         }
     }
 

@@ -228,7 +228,7 @@ pub fn plan(desired: &Desired, observed: &Observed, memory: &Memory, draw: &Draw
         return Plan { labels: Vec::new(), progress: Some(blocked), next: SOON, ..plan };
     }
     plan.labels.extend(labels::edited(observed));
-    plan.memory.note_wish(desired.leader, observed);
+    plan.memory.note_wish(desired, observed);
     let volumes = volumes::plan(desired, observed);
     let choices = choices(desired, observed, group.as_ref(), draw, image, volumes.claim_size);
     compare(desired, observed, &choices, &mut plan);

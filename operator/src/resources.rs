@@ -225,7 +225,7 @@ mod tests {
     "#;
 
     fn built(spec: &str) -> Vec<Child> {
-        let desired = validate(&cluster(spec)).unwrap();
+        let desired = validate(&cluster(spec)).desired.unwrap();
         children(&desired, &choices(&desired))
     }
 
@@ -262,7 +262,7 @@ mod tests {
 
     #[test]
     fn the_budget_stays_while_more_pods_run_than_are_asked_for() {
-        let desired = validate(&cluster("{replicas: 1, storage: {size: 1Gi}}")).unwrap();
+        let desired = validate(&cluster("{replicas: 1, storage: {size: 1Gi}}")).desired.unwrap();
         let choices = Choices { set_replicas: 3, ..choices(&desired) };
         assert!(children(&desired, &choices).iter().any(|child| child.kind == Kind::PodDisruptionBudget));
     }
@@ -270,7 +270,7 @@ mod tests {
     #[test]
     fn every_child_has_a_name_by_which_it_is_found_again() {
         let full = built(FULL);
-        let identity = validate(&cluster(FULL)).unwrap().identity;
+        let identity = validate(&cluster(FULL)).desired.unwrap().identity;
         let found: Vec<(Kind, String)> = full.iter().map(|child| (child.kind, child.name.clone())).collect();
         assert_eq!(found, names(&identity).into_iter().filter(|name| found.contains(name)).collect::<Vec<_>>());
         assert_eq!(found.len(), names(&identity).len());
@@ -279,7 +279,7 @@ mod tests {
     #[test]
     fn only_settings_that_need_a_restart_change_the_hash_of_pods() {
         let hash = |spec: &str| {
-            let desired = validate(&cluster(spec)).unwrap();
+            let desired = validate(&cluster(spec)).desired.unwrap();
             spec_hash(&desired, &choices(&desired).image)
         };
         let plain = hash("{storage: {size: 1Gi}}");

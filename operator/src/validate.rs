@@ -27,12 +27,21 @@ pub struct Desired {
     pub identity: Identity,
     pub spec: KvClusterSpec,
     pub replicas: u32,
-    /// The ordinal of `spec.leader`.
-    pub leader: Option<u32>,
+    pub leader: Wish,
     pub live: Live,
     pub settings: Settings,
     pub segment_bytes: u64,
     pub storage_bytes: u64,
+}
+
+/// Whom `spec.leader` names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wish {
+    Anybody,
+    /// By ordinal.
+    Pod(u32),
+    /// None of the pods that the spec asks for.
+    NoPod,
 }
 
 /// Settings of each node that are changed while it runs.
@@ -56,32 +65,34 @@ pub struct Problem {
     pub message: String,
 }
 
-/// All that is wrong is told at once.
-pub fn validate(cluster: &KvCluster) -> Result<Desired, Vec<Problem>> {
+/// What of a spec can be carried out, and what is wrong with it, all at once.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Validated {
+    /// None: it has values that cannot be read. A name that is no pod's leaves the rest as it is.
+    pub desired: Option<Desired>,
+    pub problems: Vec<Problem>,
+}
+
+pub fn validate(cluster: &KvCluster) -> Validated {
     let identity = identity(cluster);
-    let spec = &cluster.spec;
+    let (leader, no_leader) = leader(&identity, &cluster.spec);
+    let no_survivor = survivor(&identity, cluster);
+    let mut spec = cluster.spec.clone();
+    spec.recovery = spec.recovery.filter(|_| no_survivor.is_none());
+    let (desired, bad_values) = read(identity, spec, leader);
+    let problems = no_leader.into_iter().chain(no_survivor).chain(bad_values).collect();
+    Validated { desired, problems }
+}
+
+fn read(identity: Identity, spec: KvClusterSpec, leader: Wish) -> (Option<Desired>, Vec<Problem>) {
     let mut problems = Vec::new();
-    let leader = leader(&identity, spec).unwrap_or_else(|problem| {
-        problems.push(problem);
-        None
-    });
-    problems.extend(survivor(&identity, cluster));
     let replicas = u32::try_from(spec.replicas).unwrap_or_default();
     if !(1..=REPLICAS_MAX).contains(&replicas) {
         problems.push(bad(format!("spec.replicas is {}: it must be 1 to {REPLICAS_MAX}", spec.replicas)));
     }
     let mut read = Reader(&mut problems);
     let storage_bytes = read.volume_bytes("spec.storage.size", &spec.storage.size.0);
-    let live = Live {
-        heartbeat_interval_ms: read.ms("spec.heartbeat.interval", &spec.heartbeat.interval),
-        heartbeat_timeout_ms: read.ms("spec.heartbeat.timeout", &spec.heartbeat.timeout),
-        storage_limit_bytes: storage_limit(storage_bytes),
-        compaction: CompactionSchedule {
-            enabled: spec.compaction.enabled,
-            interval_seconds: read.seconds("spec.compaction.interval", &spec.compaction.interval),
-            min_interval_seconds: read.seconds("spec.compaction.minInterval", &spec.compaction.min_interval),
-        },
-    };
+    let live = read.live(&spec, storage_bytes);
     let segment_bytes = read.bytes("spec.wal.maxSegmentSize", &spec.wal.max_segment_size.0);
     let settings = Settings {
         history_limit: u32::try_from(spec.history_limit).unwrap_or_default(),
@@ -94,10 +105,8 @@ pub fn validate(cluster: &KvCluster) -> Result<Desired, Vec<Problem>> {
     if live.heartbeat_timeout_ms <= live.heartbeat_interval_ms {
         problems.push(bad("spec.heartbeat.timeout must be longer than spec.heartbeat.interval".to_owned()));
     }
-    if !problems.is_empty() {
-        return Err(problems);
-    }
-    Ok(Desired { identity, spec: spec.clone(), replicas, leader, live, settings, segment_bytes, storage_bytes })
+    let desired = Desired { identity, spec, replicas, leader, live, settings, segment_bytes, storage_bytes };
+    (problems.is_empty().then_some(desired), problems)
 }
 
 pub(crate) fn identity(cluster: &KvCluster) -> Identity {
@@ -116,19 +125,15 @@ pub(crate) fn warning(spec: &KvClusterSpec) -> Option<String> {
         .then(|| format!("{replicas} replicas survive no more losses than {fewer} would: an odd number is better"))
 }
 
-fn leader(identity: &Identity, spec: &KvClusterSpec) -> Result<Option<u32>, Problem> {
-    let Some(leader) = &spec.leader else { return Ok(None) };
-    let last = identity.pod(u32::try_from(spec.replicas.max(1) - 1).unwrap_or_default());
-    match identity.ordinal(leader) {
-        Some(ordinal) if i64::from(ordinal) < i64::from(spec.replicas) => Ok(Some(ordinal)),
-        _ => Err(Problem {
-            reason: Reason::UnknownLeader,
-            message: format!(
-                "spec.leader is {leader}, which is no pod of this cluster: they are {} to {last}",
-                identity.pod(0)
-            ),
-        }),
+fn leader(identity: &Identity, spec: &KvClusterSpec) -> (Wish, Option<Problem>) {
+    let Some(leader) = &spec.leader else { return (Wish::Anybody, None) };
+    if let Some(ordinal) = identity.ordinal(leader).filter(|ordinal| i64::from(*ordinal) < i64::from(spec.replicas)) {
+        return (Wish::Pod(ordinal), None);
     }
+    let last = identity.pod(u32::try_from(spec.replicas.max(1) - 1).unwrap_or_default());
+    let message =
+        format!("spec.leader is {leader}, which is no pod of this cluster: they are {} to {last}", identity.pod(0));
+    (Wish::NoPod, Some(Problem { reason: Reason::UnknownLeader, message }))
 }
 
 /// A pod that the spec asks for, or one that was there when fewer were asked for.
@@ -150,6 +155,19 @@ fn bad(message: String) -> Problem {
 struct Reader<'a>(&'a mut Vec<Problem>);
 
 impl Reader<'_> {
+    fn live(&mut self, spec: &KvClusterSpec, storage_bytes: u64) -> Live {
+        Live {
+            heartbeat_interval_ms: self.ms("spec.heartbeat.interval", &spec.heartbeat.interval),
+            heartbeat_timeout_ms: self.ms("spec.heartbeat.timeout", &spec.heartbeat.timeout),
+            storage_limit_bytes: storage_limit(storage_bytes),
+            compaction: CompactionSchedule {
+                enabled: spec.compaction.enabled,
+                interval_seconds: self.seconds("spec.compaction.interval", &spec.compaction.interval),
+                min_interval_seconds: self.seconds("spec.compaction.minInterval", &spec.compaction.min_interval),
+            },
+        }
+    }
+
     fn duration(&mut self, field: &str, text: &str) -> Duration {
         units::duration(text).unwrap_or_else(|| {
             self.0.push(bad(format!("{field} is {text:?}: it must be a duration, such as 100ms or 1h")));
@@ -198,37 +216,44 @@ pub(crate) mod tests {
         cluster
     }
 
-    fn reasons(spec: &str) -> Vec<Reason> {
-        validate(&cluster(spec)).unwrap_err().into_iter().map(|problem| problem.reason).collect()
+    fn reasons(cluster: &KvCluster) -> Vec<Reason> {
+        validate(cluster).problems.into_iter().map(|problem| problem.reason).collect()
     }
 
     #[test]
-    fn a_leader_must_be_a_pod_of_the_cluster() {
-        assert_eq!(validate(&cluster("{leader: demo-2, storage: {size: 1Gi}}")).unwrap().leader, Some(2));
-        for leader in ["demo-3", "other-0", "demo"] {
-            assert_eq!(reasons(&format!("{{leader: {leader}, storage: {{size: 1Gi}}}}")), [Reason::UnknownLeader]);
+    fn a_leader_must_be_a_pod_of_the_cluster_and_nothing_else_waits_for_it() {
+        let leader = |name: &str| cluster(&format!("{{leader: {name}, storage: {{size: 1Gi}}}}"));
+        assert_eq!(validate(&leader("demo-2")).desired.unwrap().leader, Wish::Pod(2));
+        for stranger in ["demo-3", "other-0", "demo"] {
+            assert_eq!(reasons(&leader(stranger)), [Reason::UnknownLeader]);
+            assert_eq!(validate(&leader(stranger)).desired.unwrap().leader, Wish::NoPod);
         }
     }
 
     #[test]
     fn a_survivor_must_be_a_pod_of_the_cluster_or_one_that_was_there() {
-        let spec =
-            |pod| format!("{{recovery: {{forceLeader: {pod}, acceptDataLossAtEpoch: 1}}, storage: {{size: 1Gi}}}}");
-        assert!(validate(&cluster(&spec("demo-2"))).is_ok());
+        let survivor = |pod| {
+            let recovery = format!("{{forceLeader: {pod}, acceptDataLossAtEpoch: 1}}");
+            cluster(&format!("{{recovery: {recovery}, storage: {{size: 1Gi}}}}"))
+        };
+        let is_kept = |cluster: &KvCluster| validate(cluster).desired.unwrap().spec.recovery.is_some();
+        assert_eq!((reasons(&survivor("demo-2")), is_kept(&survivor("demo-2"))), (vec![], true));
         for stranger in ["demo-4", "other-0"] {
-            assert_eq!(reasons(&spec(stranger)), [Reason::UnknownLeader]);
+            assert_eq!(reasons(&survivor(stranger)), [Reason::UnknownLeader]);
+            assert!(!is_kept(&survivor(stranger)), "nobody is recovered, and the rest goes on");
         }
-        let mut shrunk = cluster(&spec("demo-4"));
+        let mut shrunk = survivor("demo-4");
         let member = MemberReport { name: "demo-4".to_owned(), ..MemberReport::default() };
         shrunk.status = Some(KvClusterStatus { members: vec![member], ..KvClusterStatus::default() });
-        assert!(validate(&shrunk).is_ok());
+        assert_eq!((reasons(&shrunk), is_kept(&shrunk)), (vec![], true));
     }
 
     #[test]
     fn everything_that_is_wrong_is_told_at_once() {
-        let problems =
-            reasons("{replicas: 9, dedupExpiry: soon, heartbeat: {interval: 2s, timeout: 1s}, storage: {size: big}}");
-        assert!(problems.len() >= 4, "{problems:?}");
+        let spec = "{replicas: 9, leader: demo-9, dedupExpiry: soon, heartbeat: {interval: 2s, timeout: 1s}, storage: {size: big}}";
+        let problems = reasons(&cluster(spec));
+        assert!(problems.len() >= 5, "{problems:?}");
+        assert_eq!(validate(&cluster(spec)).desired, None);
     }
 
     #[test]
@@ -240,20 +265,20 @@ pub(crate) mod tests {
             "{storage: {size: 1Mi}}",
             "{storage: {size: 2Pi}}",
         ] {
-            assert!(reasons(spec).iter().all(|reason| *reason == Reason::BadValue), "{spec}");
+            assert_eq!(reasons(&cluster(spec)), [Reason::BadValue], "{spec}");
         }
     }
 
     #[test]
     fn nodes_stop_writing_before_their_volume_is_full() {
-        let desired = validate(&cluster("{storage: {size: 10M}}")).unwrap();
+        let desired = validate(&cluster("{storage: {size: 10M}}")).desired.unwrap();
         assert_eq!((desired.storage_bytes, desired.live.storage_limit_bytes), (10_000_000, 8_000_000));
     }
 
     #[test]
     fn an_even_number_of_replicas_is_a_warning_and_no_error() {
         let even = cluster("{replicas: 4, storage: {size: 1Gi}}");
-        assert!(validate(&even).is_ok());
+        assert_eq!(reasons(&even), []);
         assert!(warning(&even.spec).unwrap().contains("3 would"));
         assert_eq!(warning(&cluster("{storage: {size: 1Gi}}").spec), None);
     }

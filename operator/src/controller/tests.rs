@@ -339,7 +339,7 @@ async fn a_spec_that_makes_no_sense_does_not_change_which_pods_are_updated() {
     let world = world("127.31.8", "{storage: {size: 1Gi}}").await;
     let mut operator = Operator::new(&world);
     operator.converge().await;
-    set_spec(&mut world.state(), "{leader: demo-7, image: 'kvcluster/kv-node:2', storage: {size: 1Gi}}");
+    set_spec(&mut world.state(), "{dedupExpiry: soon, image: 'kvcluster/kv-node:2', storage: {size: 1Gi}}");
     operator.reconcile().await.unwrap();
     let status = stored(&world).status.unwrap();
     assert_eq!((status.updated_replicas, status.observed_generation), (3, Some(2)));

@@ -9,7 +9,7 @@ use super::{Directive, Progress, Step};
 use crate::crd::{Failover, Reason};
 use crate::group::{Group, addressee};
 use crate::observed::Observed;
-use crate::validate::Desired;
+use crate::validate::{Desired, Wish};
 
 /// How long a wished leader must have been fit before leadership is given back to it; doubled each time
 /// it is lost again, up to the second number.
@@ -20,8 +20,8 @@ const ASK_AGAIN_MS: u64 = 2_000;
 /// What is remembered of a cluster between two plans. Lost with the process, which costs only time.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Memory {
-    /// The `spec.leader` that was seen last, once anything was seen.
-    wish: Option<Option<u32>>,
+    /// The `spec.leader` that was seen last and made sense, once anything was seen.
+    wish: Option<Wish>,
     /// The wish is new: it has not led yet.
     is_new: bool,
     /// Since when the wished leader has been fit without leading.
@@ -72,8 +72,14 @@ pub(super) fn plan(
 }
 
 impl Memory {
-    /// A first look is no change, unless the group has never been led: then the wish is the first assignment.
-    pub(super) fn note_wish(&mut self, wish: Option<u32>, observed: &Observed) {
+    /// A first look is no change, unless the group has never been led: then the wish is the first assignment. One
+    /// that names no pod leaves the last one that did.
+    pub(super) fn note_wish(&mut self, desired: &Desired, observed: &Observed) {
+        let wish = match (desired.leader, self.wish) {
+            (Wish::NoPod, Some(Wish::Pod(known))) if known >= desired.replicas => Wish::NoPod,
+            (Wish::NoPod, Some(known)) => known,
+            (wish, _) => wish,
+        };
         let changed = match self.wish {
             Some(known) => known != wish,
             None => {
@@ -81,9 +87,13 @@ impl Memory {
             }
         };
         if changed {
-            *self = Self { is_new: wish.is_some(), asked_at_ms: None, ..Self::default() };
+            *self = Self { is_new: matches!(wish, Wish::Pod(_)), asked_at_ms: None, ..Self::default() };
         }
         self.wish = Some(wish);
+    }
+
+    fn wish(&self) -> Wish {
+        self.wish.expect("a plan notes it first")
     }
 
     /// Whether the wished leader has been fit for long enough.
@@ -112,7 +122,8 @@ fn with_leader(
     roll: &Outdated,
     now_ms: u64,
 ) -> Step {
-    if desired.leader == Some(leader) {
+    let wish = memory.wish();
+    if wish == Wish::Pod(leader) {
         (memory.is_new, memory.steady_since_ms) = (false, None);
     }
     if observed.pods[&leader].cordoned
@@ -122,9 +133,9 @@ fn with_leader(
         let message = format!("{} takes over: the host of the leader is being drained", node.pod);
         return Step::does(Directive::Lead { node, why: "drain" }, Reason::SwitchingOver, message);
     }
-    match desired.leader.filter(|wished| *wished != leader) {
-        Some(wished) => towards(desired, observed, group, wished, memory, roll, now_ms),
-        None => Step::default(),
+    match wish {
+        Wish::Pod(wished) if wished != leader => towards(desired, observed, group, wished, memory, roll, now_ms),
+        _ => Step::default(),
     }
 }
 
@@ -163,17 +174,17 @@ fn towards(
 
 /// Nobody leads. With automatic failover the nodes see to it by themselves.
 fn without_leader(desired: &Desired, observed: &Observed, group: &Group<'_>, memory: &Memory) -> Led {
-    let told = match (desired.spec.failover, desired.leader) {
+    let down = |why: &str| Led { step: Step::default(), without_leader: Some(manual_leader_down(desired, why)) };
+    let told = match (desired.spec.failover, memory.wish()) {
         // The first assignment; after a loss they elect.
-        (Failover::Automatic, Some(wished)) if memory.is_new => {
+        (Failover::Automatic, Wish::Pod(wished)) if memory.is_new => {
             only(desired, observed, group, wished).unwrap_or_default()
         }
         (Failover::Automatic, _) => Led::default(),
-        (Failover::Manual, Some(wished)) => match only(desired, observed, group, wished) {
-            Some(led) => led,
-            None => return Led { step: Step::default(), without_leader: Some(manual_leader_down(desired, wished)) },
-        },
-        (Failover::Manual, None) => most_advanced(desired, group, memory),
+        (Failover::Manual, Wish::Pod(wished)) => only(desired, observed, group, wished)
+            .unwrap_or_else(|| down(&format!("{} is the manual leader and cannot lead", desired.identity.pod(wished)))),
+        (Failover::Manual, Wish::NoPod) => down("spec.leader names no pod of this cluster, and nobody is told to lead"),
+        (Failover::Manual, Wish::Anybody) => most_advanced(desired, group, memory),
     };
     let reason = told
         .without_leader
@@ -193,11 +204,10 @@ fn only(desired: &Desired, observed: &Observed, group: &Group<'_>, wished: u32) 
     Some(Led { step: Step { directive, progress }, without_leader: None })
 }
 
-fn manual_leader_down(desired: &Desired, wished: u32) -> Progress {
+fn manual_leader_down(desired: &Desired, why: &str) -> Progress {
     let (cluster, namespace) = (&desired.identity.name, &desired.identity.namespace);
-    let name = desired.identity.pod(wished);
     let message = format!(
-        "{name} is the manual leader and cannot lead; to let another lead: kubectl patch kvcluster {cluster} \
+        "{why}; to let another lead: kubectl patch kvcluster {cluster} \
          --namespace {namespace} --type merge --patch '{{\"spec\":{{\"leader\":\"<pod>\"}}}}'"
     );
     Progress::new(Reason::ManualLeaderDown, message)

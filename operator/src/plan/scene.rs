@@ -33,7 +33,7 @@ pub(crate) struct Scene {
 impl Scene {
     /// Nothing exists yet.
     pub(crate) fn nothing(spec: &str) -> Self {
-        let desired = validate(&cluster(spec)).unwrap();
+        let desired = validate(&cluster(spec)).desired.unwrap();
         let draw = Draw {
             now_ms: 1_000_000,
             cluster_id: ClusterId::new("drawn").unwrap(),

@@ -217,7 +217,9 @@ fn paused(facts: &Facts<'_>) -> Finding {
 fn spec_invalid(facts: &Facts<'_>) -> Finding {
     if let Some(first) = facts.problems.first() {
         let messages: Vec<&str> = facts.problems.iter().map(|problem| problem.message.as_str()).collect();
-        return is(first.reason, format!("{}; what ran before goes on", messages.join("; ")));
+        let names_only = facts.problems.iter().all(|problem| problem.reason == Reason::UnknownLeader);
+        let goes_on = if names_only { "the rest of the spec is carried out" } else { "what ran before goes on" };
+        return is(first.reason, format!("{}; {goes_on}", messages.join("; ")));
     }
     match (&facts.applied.progress, &facts.applied.error) {
         (Some(Progress { reason: Reason::NameTaken, message }), _) => is(Reason::NameTaken, message.clone()),

@@ -1,6 +1,7 @@
 //! Who is told to lead, and when.
 
 use super::*;
+use crate::validate::Wish;
 
 const MANUAL: &str = "{failover: Manual, storage: {size: 1Gi}}";
 const MANUAL_0: &str = "{failover: Manual, leader: demo-0, storage: {size: 1Gi}}";
@@ -13,7 +14,7 @@ fn told(plan: &Plan) -> Option<&str> {
 }
 
 fn wish(scene: &mut Scene, leader: u32) {
-    scene.desired.leader = Some(leader);
+    scene.desired.leader = Wish::Pod(leader);
     scene.desired.spec.leader = Some(format!("demo-{leader}"));
     scene.observed.generation += 1;
 }
@@ -99,6 +100,39 @@ fn a_manual_leader_that_is_down_is_named_with_the_way_out() {
 #[test]
 fn a_manual_leader_that_is_back_is_told_again() {
     assert_eq!(told(&Scene::leaderless(MANUAL_0, 3).plan()), Some("demo-0"));
+}
+
+#[test]
+fn a_wish_that_names_no_pod_leaves_the_last_one_and_everything_else_as_it_is() {
+    let mut scene = Scene::leaderless(MANUAL_0, 3);
+    scene.plan();
+    scene.desired.leader = Wish::NoPod;
+    scene.observed.children.retain(|child| child.kind != Kind::Service);
+    let plan = scene.later(2_000);
+    assert_eq!((told(&plan), plan.ensure.len()), (Some("demo-0"), 3), "what was deleted by hand is put back");
+    scene.silence(0);
+    assert_eq!(scene.plan().leadership.unwrap().reason, Reason::ManualLeaderDown);
+    wish(&mut scene, 2);
+    assert_eq!(told(&scene.later(100)), Some("demo-2"), "one that is corrected is followed at once");
+}
+
+#[test]
+fn an_operator_that_knows_no_wish_but_one_that_names_no_pod_tells_nobody() {
+    let mut scene = Scene::leaderless("{failover: Manual, leader: demo-7, storage: {size: 1Gi}}", 3);
+    let plan = scene.plan();
+    let why = plan.leadership.as_ref().map(|why| why.reason);
+    assert_eq!((told(&plan), why), (None, Some(Reason::ManualLeaderDown)));
+    let mut scene = Scene::led("{leader: demo-7, storage: {size: 1Gi}}", 3, 1);
+    let plan = scene.plan();
+    assert_eq!((plan.directive, plan.progress, plan.next), (None, None, AT_REST));
+}
+
+#[test]
+fn a_wish_that_a_scale_down_leaves_behind_does_not_stop_it() {
+    let mut scene = Scene::led("{replicas: 5, leader: demo-4, storage: {size: 1Gi}}", 5, 4);
+    scene.plan();
+    scene.desired = Scene::nothing("{replicas: 3, leader: demo-4, storage: {size: 1Gi}}").desired;
+    assert_eq!(told(&scene.plan()), Some("demo-0"), "it hands over before it is removed");
 }
 
 #[test]
