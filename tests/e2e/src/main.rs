@@ -5,6 +5,8 @@
 //! Reading order: `scenario` (what is tried), `scenarios` (how), `trial` (a cluster under load), `store` and
 //! `load` (its two halves), `faults` (what breaks), `kube` (how all of it is reached), `table`.
 
+#[cfg(test)]
+mod extremes;
 mod faults;
 mod kube;
 mod load;
