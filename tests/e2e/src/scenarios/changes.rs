@@ -170,13 +170,15 @@ pub(crate) async fn supervised(suite: Arc<Suite>, name: &'static str) -> Report 
     trial.end().await
 }
 
+const LEADER_SERVICE: &str = "service/demo-leader";
+
 /// What is asked for and deleted meanwhile is done afterwards.
 async fn paused(store: &Store) {
     store.patch(json!({ "paused": true, "leader": null })).await;
     store.wait("it is paused", 30, |_, status| because(status, "Paused", "PausedBySpec")).await;
     scale(store, 5).await;
     let here = ["--namespace", store.namespace.as_str()];
-    store.kube.must("kubectl", &[&["delete", "configmap", NAME][..], &here].concat()).await;
+    store.kube.must("kubectl", &[&["delete", LEADER_SERVICE][..], &here].concat()).await;
     let leader = store.leader().await;
     store.replace_pod(&leader, &DeleteParams::default()).await;
     store.wait("another leads", 60, |_, s| s.leader.as_ref().is_some_and(|now| *now != leader)).await;
@@ -188,12 +190,12 @@ async fn paused(store: &Store) {
     .await;
     pass(STANDING).await;
     assert_eq!(store.pods().await.len(), 3, "nothing is scaled while it is paused");
-    let found = store.kube.program("kubectl", &[&["get", "configmap", NAME][..], &here].concat()).await;
+    let found = store.kube.program("kubectl", &[&["get", LEADER_SERVICE][..], &here].concat()).await;
     assert!(found.is_err(), "nothing is written while it is paused");
     store.patch(json!({ "paused": false })).await;
     store.healthy(180).await;
     assert_eq!(store.pods().await.len(), 5);
-    store.kube.must("kubectl", &[&["get", "configmap", NAME][..], &here].concat()).await;
+    store.kube.must("kubectl", &[&["get", LEADER_SERVICE][..], &here].concat()).await;
 }
 
 /// As people and autoscalers do it.

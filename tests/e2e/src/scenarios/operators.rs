@@ -183,7 +183,7 @@ pub(crate) async fn few_namespaces(suite: Arc<Suite>, name: &'static str) -> Rep
     }
     let mut trial = Trial::over(own).await;
     trial.open().await;
-    own.patch(json!({"image": suite.next_node_image(), "storage": {"size": "2Gi"}, "historyLimit": 7})).await;
+    own.patch(json!({"image": suite.next_node_image(), "historyLimit": 7})).await;
     own.wait("all pods run the new image", 180, |_, status| status.updated_replicas == 3).await;
     trial.close(120, Target::Planned).await;
     other.patch(json!({"replicas": 1})).await;
