@@ -32,6 +32,16 @@ fn the_top_level_holds_what_was_decided_and_no_more() {
 }
 
 #[test]
+fn scripts_name_no_place_of_one_machine() {
+    let ci = std::fs::read_dir(workspace().join(".ci")).unwrap().map(|entry| entry.unwrap().path());
+    for script in ci.chain([workspace().join("tests/e2e/run")]) {
+        let text = std::fs::read_to_string(&script).unwrap();
+        let named = ["/work/", "/root/", "/home/"].into_iter().find(|place| text.contains(place));
+        assert_eq!(named, None, "{}", script.display());
+    }
+}
+
+#[test]
 fn every_dependency_has_its_version_in_one_place() {
     for manifest in
         ["node/Cargo.toml", "node/core/Cargo.toml", "tests/Cargo.toml", "tests/e2e/Cargo.toml", "operator/Cargo.toml"]
