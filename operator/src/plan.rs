@@ -213,20 +213,43 @@ impl Step {
     }
 }
 
-/// The whole plan for a spec that makes sense.
+/// The plan for a spec that makes sense.
 pub fn plan(desired: &Desired, observed: &Observed, memory: &Memory, draw: &Draw) -> Plan {
+    let whole = whole(desired, observed, memory, draw);
+    let taken = ownership(observed);
+    if taken.is_none() && !desired.spec.paused {
+        return whole;
+    }
+    let waits = whole.has_changes().then(|| Progress::new(Reason::PausedBySpec, "changes wait until it is unset"));
+    let seen = look(&desired.identity, &desired.spec, observed);
+    // What has the names of our pods is not ours when it is a stranger's set that they belong to.
+    let is_ours = taken.is_none() || observed.set().is_some();
+    let seen = Plan {
+        labels: if is_ours { seen.labels } else { Vec::new() },
+        leadership: whole.leadership,
+        image: whole.image,
+        updated: whole.updated,
+        memory: memory.clone(),
+        next: if desired.spec.paused { AT_REST } else { SOON },
+        progress: taken.or(waits),
+        ..seen
+    };
+    if desired.spec.paused || !is_ours {
+        return seen;
+    }
+    // The group goes on. Nobody is restarted: the template that is to be restarted with may not be written.
+    let directive = whole.directive.filter(|directive| !matches!(directive, Directive::Restart { .. }));
+    Plan { tune: whole.tune, directive, memory: whole.memory, ..seen }
+}
+
+/// What is to be done if nothing keeps it from being done.
+fn whole(desired: &Desired, observed: &Observed, memory: &Memory, draw: &Draw) -> Plan {
     let group = group(&desired.identity, &desired.spec, observed);
     let image = image(desired, observed, draw);
-    let mut plan =
-        Plan { memory: memory.clone(), image: image.clone(), ..look(&desired.identity, &desired.spec, observed) };
+    let seen = look(&desired.identity, &desired.spec, observed);
     let spec_hash = spec_hash(desired, &image);
-    plan.updated = updated(observed, &spec_hash);
-    if desired.spec.paused {
-        return plan;
-    }
-    if let Some(blocked) = ownership(observed) {
-        return Plan { labels: Vec::new(), progress: Some(blocked), next: SOON, ..plan };
-    }
+    let updated = updated(observed, &spec_hash);
+    let mut plan = Plan { memory: memory.clone(), image: image.clone(), updated, ..seen };
     plan.labels.extend(labels::edited(observed));
     plan.memory.note_wish(desired, observed);
     let volumes = volumes::plan(desired, observed);
@@ -270,15 +293,19 @@ pub(crate) fn group<'a>(identity: &Identity, spec: &KvClusterSpec, observed: &'a
 impl Plan {
     /// Nothing to write, nothing under way.
     fn is_at_rest(&self) -> bool {
-        self.ensure.is_empty()
-            && self.labels.is_empty()
-            && self.grow.is_empty()
-            && !self.replace_set
-            && self.assignment.is_none()
-            && self.tune.is_empty()
-            && self.directive.is_none()
-            && self.progress.is_none()
-            && self.leadership.is_none()
+        !self.has_changes() && self.labels.is_empty() && self.leadership.is_none()
+    }
+
+    /// Besides the labels that say what the nodes do.
+    fn has_changes(&self) -> bool {
+        !self.ensure.is_empty()
+            || !self.remove.is_empty()
+            || !self.grow.is_empty()
+            || self.replace_set
+            || self.assignment.is_some()
+            || !self.tune.is_empty()
+            || self.directive.is_some()
+            || self.progress.is_some()
     }
 }
 

@@ -38,7 +38,45 @@ fn a_paused_cluster_is_labelled_and_otherwise_left_alone() {
     scene.pod(1).role_label = None;
     let plan = scene.plan();
     assert_eq!(roles(&plan), [("demo-1", Some("leader"))]);
+    assert_eq!((reason(&plan), plan.next), (Some(Reason::PausedBySpec), AT_REST));
     assert_eq!((plan.ensure, plan.directive), (vec![], None));
+    let plan = Scene::led("{paused: true, storage: {size: 1Gi}}", 3, 1).plan();
+    assert_eq!((plan.progress, plan.next), (None, AT_REST), "nothing waits");
+}
+
+#[test]
+fn a_paused_cluster_still_says_what_is_wrong_with_it() {
+    let mut scene = Scene::leaderless("{paused: true, failover: Manual, leader: demo-0, storage: {size: 1Gi}}", 3);
+    scene.silence(0);
+    let plan = scene.plan();
+    assert_eq!(plan.leadership.as_ref().map(|why| why.reason), Some(Reason::ManualLeaderDown));
+    scene.observed.foreign = vec![Foreign { kind: "Service", name: "demo".to_owned(), former: false }];
+    let plan = scene.plan();
+    assert_eq!((reason(&plan), plan.directive), (Some(Reason::NameTaken), None));
+    let mut scene = Scene::leaderless("{paused: true, failover: Manual, storage: {size: 1Gi}}", 3);
+    assert_eq!((scene.plan().directive, &scene.memory), (None, &Memory::default()), "nobody was told anything");
+}
+
+#[test]
+fn a_name_that_is_taken_from_a_running_cluster_stops_writes_and_not_its_group() {
+    let claim = Foreign { kind: "PersistentVolumeClaim", name: "data-demo-4".to_owned(), former: false };
+    let mut scene = Scene::led("{replicas: 5, image: 'kvcluster/kv-node:2', storage: {size: 1Gi}}", 3, 1);
+    scene.pod(0).spec_hash = Some("old".to_owned());
+    scene.pod(0).role_label = Some("leader".to_owned());
+    scene.pod(1).role_label = None;
+    scene.observed.foreign = vec![claim.clone()];
+    let plan = scene.plan();
+    assert_eq!(roles(&plan), [("demo-0", Some("follower")), ("demo-1", Some("leader"))]);
+    assert_eq!((reason(&plan), plan.ensure, plan.directive), (Some(Reason::NameTaken), vec![], None));
+    let mut scene = Scene::leaderless("{failover: Manual, storage: {size: 1Gi}}", 3);
+    scene.observed.foreign = vec![claim];
+    scene.status(0).replica.tuning.heartbeat_timeout_ms = 2000;
+    let plan = scene.plan();
+    assert!(matches!(plan.directive, Some(Directive::Lead { .. })), "{plan:#?}");
+    assert_eq!((reason(&plan), plan.tune.len()), (Some(Reason::NameTaken), 1));
+    scene.observed.children.retain(|child| child.kind != Kind::StatefulSet);
+    let plan = scene.later(5_000);
+    assert_eq!((plan.directive, plan.tune, plan.labels), (None, vec![], vec![]), "the pods may be a stranger's");
 }
 
 #[test]

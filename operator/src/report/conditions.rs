@@ -130,6 +130,9 @@ fn quorum_healthy(facts: &Facts<'_>) -> Finding {
 
 fn progressing(facts: &Facts<'_>) -> Finding {
     match (&facts.applied.progress, &facts.applied.error) {
+        (Some(Progress { reason: Reason::PausedBySpec, message }), None) => {
+            is_not(Reason::PausedBySpec, format!("spec.paused is set: {message}"))
+        }
         (Some(Progress { reason, message }), Some(error)) => is(*reason, format!("{message}; {error}")),
         (Some(Progress { reason, message }), None) => is(*reason, message.clone()),
         (None, Some(error)) => is(Reason::Retrying, error.to_string()),

@@ -50,6 +50,14 @@ fn a_cluster_at_rest_is_available_and_stable() {
 }
 
 #[test]
+fn a_pause_that_something_waits_for_is_not_called_stable() {
+    let paused = "{paused: true, replicas: 5, storage: {size: 1Gi}}";
+    let status = reported(&mut Scene::led(paused, 3, 1), paused);
+    assert_condition(&status, ConditionType::Progressing, "False", Reason::PausedBySpec);
+    assert_condition(&status, ConditionType::Available, "True", Reason::LeaderConfirmed);
+}
+
+#[test]
 fn a_silent_voter_is_named_and_the_cluster_stays_available() {
     let mut scene = Scene::led(SPEC, 3, 1);
     scene.silence(2);
