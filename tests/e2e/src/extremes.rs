@@ -5,7 +5,8 @@ use std::ffi::OsString;
 
 use kv_node::config::{Command, load};
 use kv_operator::crd::KvCluster;
-use kv_operator::{resources, validate};
+use kv_operator::resources;
+use kv_operator::validate::{self, Validated};
 use serde_json::{Value, json};
 
 use crate::kube::from_json;
@@ -41,7 +42,9 @@ fn cluster(spec: &Value) -> KvCluster {
 
 /// The command line that says what the environment variables of a pod say.
 fn command_line(spec: &Value) -> Vec<OsString> {
-    let desired = validate::validate(&cluster(spec)).expect("the operator takes what the schema takes");
+    let Validated { desired, problems } = validate::validate(&cluster(spec));
+    assert_eq!(problems, [], "the operator takes what the schema takes");
+    let desired = desired.expect("nothing is wrong with it");
     let settings = resources::node_settings(&desired);
     assert!(settings.len() > 10, "{settings:?}");
     let flag = |variable: &str| variable.to_lowercase().replace('_', "-");
@@ -69,7 +72,7 @@ fn what_the_operator_refuses_beyond_them_is_what_nodes_refuse() {
     ] {
         let mut spec = smallest();
         spec.as_object_mut().unwrap().extend(beyond.as_object().unwrap().clone());
-        assert!(validate::validate(&cluster(&spec)).is_err(), "{beyond}");
+        assert_eq!(validate::validate(&cluster(&spec)).desired, None, "{beyond}");
         let told = ["kv-node", "serve", flag].map(OsString::from).to_vec();
         assert!(load(told).is_err(), "{flag}");
     }
