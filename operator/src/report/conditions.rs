@@ -176,7 +176,7 @@ fn volume_unavailable(facts: &Facts<'_>, pod: &PodSeen) -> Option<String> {
             "if its volume is lost: kubectl delete pvc {claim} --namespace {namespace} --wait=false; \
              kubectl delete pod {name} --namespace {namespace}"
         ),
-        Some(_) => "its volume is well: a host that reaches it has to take the pod".to_owned(),
+        Some(_) => "its volume is not known to be lost: a host that reaches it has to take the pod".to_owned(),
     };
     Some(format!("{trouble} ({advice})"))
 }
