@@ -83,40 +83,44 @@ pub async fn apply(sources: &Sources, cluster: &KvCluster, token: Option<String>
     };
     let writer =
         Writer { client: &sources.client, namespace: cluster.metadata.namespace.as_deref().unwrap_or_default() };
-    let labelled = writer.label_all(&labels).await;
-    let children = writer.write_children(&remove, &ensure).await;
-    let volumes = writer.grow_all(&grow).await;
+    applied.note(writer.label_all(&labels).await);
     // A restart needs its template; a quota that refuses a child must not keep a group without a leader.
-    let has_children = children.is_ok();
-    let (mut replaced, mut assigned) = (Ok(()), Ok(None));
-    if has_children && volumes.is_ok() && replace_set {
-        replaced = writer.delete_set_without_pods(cluster).await;
+    let has_children = applied.note(writer.write_children(&remove, &ensure).await).is_some();
+    let has_volumes = applied.note(writer.grow_all(&grow).await).is_some();
+    if has_children && has_volumes && replace_set {
+        applied.note(writer.delete_set_without_pods(cluster).await);
     }
-    if let Some(assignment) = assignment.filter(|_| has_children) {
-        assigned = writer.assign(cluster, &assignment).await.map(Some);
+    if let Some(assignment) = assignment.filter(|_| has_children)
+        && let Some(assigned) = applied.note(writer.assign(cluster, &assignment).await)
+    {
+        applied.cluster = assigned;
     }
-    let failed = [labelled, children, volumes, replaced].into_iter().find_map(Result::err);
-    match assigned {
-        Ok(assigned) => applied.cluster = assigned.unwrap_or(applied.cluster),
-        Err(error) => applied.error = Some(error),
-    }
-    applied.error = failed.or(applied.error);
     let nodes = sources.nodes.with_token(token);
-    let tuned = join_all(tune.iter().map(|tuning| nodes.tune(tuning))).await;
-    let untuned = tuned.into_iter().find_map(Result::err).map(Error::from);
-    applied.error = applied.error.or(untuned);
+    for tuned in join_all(tune.iter().map(|tuning| nodes.tune(tuning))).await {
+        applied.note(tuned.map_err(Error::from));
+    }
     let needs_children = |directive: &Directive| matches!(directive, Directive::Restart { .. });
     if let Some(directive) = directive.filter(|directive| has_children || !needs_children(directive)) {
         let began = Instant::now();
-        match writer.direct(&nodes, directive.clone()).await {
-            Ok(()) => applied.done(directive, began.elapsed()),
-            Err(error) => applied.error = applied.error.or(Some(error)),
+        if applied.note(writer.direct(&nodes, directive.clone()).await).is_some() {
+            applied.done(directive, began.elapsed());
         }
     }
     applied
 }
 
 impl Applied {
+    /// The first error is kept; those that come after it mostly follow from it.
+    fn note<T>(&mut self, result: Result<T, Error>) -> Option<T> {
+        match result {
+            Ok(done) => Some(done),
+            Err(error) => {
+                self.error.get_or_insert(error);
+                None
+            }
+        }
+    }
+
     /// What people are told of.
     fn done(&mut self, directive: Directive, took: Duration) {
         match directive {

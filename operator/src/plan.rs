@@ -32,6 +32,7 @@ use crate::validate::Desired;
 
 pub use leadership::Memory;
 pub use live::NodeTuning;
+use rollout::Outdated;
 
 /// How soon to look again while something is under way.
 const SOON: Duration = Duration::from_secs(1);
@@ -213,6 +214,16 @@ impl Step {
     }
 }
 
+/// A group that exists, and what is desired of it.
+#[derive(Clone, Copy)]
+struct Case<'a> {
+    desired: &'a Desired,
+    observed: &'a Observed,
+    group: &'a Group<'a>,
+    roll: &'a Outdated,
+    now_ms: u64,
+}
+
 /// The plan for a spec that makes sense.
 pub fn plan(desired: &Desired, observed: &Observed, memory: &Memory, draw: &Draw) -> Plan {
     let whole = whole(desired, observed, memory, draw);
@@ -220,7 +231,8 @@ pub fn plan(desired: &Desired, observed: &Observed, memory: &Memory, draw: &Draw
     if taken.is_none() && !desired.spec.paused {
         return whole;
     }
-    let waits = whole.has_changes().then(|| Progress::new(Reason::PausedBySpec, "changes wait until it is unset"));
+    let why = "spec.paused is set, and changes wait until it is unset";
+    let waits = whole.has_changes().then(|| Progress::new(Reason::PausedBySpec, why));
     let seen = look(&desired.identity, &desired.spec, observed);
     // What has the names of our pods is not ours when it is a stranger's set that they belong to.
     let is_ours = taken.is_none() || observed.set().is_some();
@@ -265,7 +277,7 @@ fn whole(desired: &Desired, observed: &Observed, memory: &Memory, draw: &Draw) -
             let mended = rollout::mend(observed, &roll, &mut plan.memory, draw.now_ms);
             mended.or(|| bootstrap::found(desired, observed, choices.set_replicas, draw, &mut plan.assignment))
         }
-        Some(group) => govern(desired, observed, group, &roll, draw.now_ms, &mut plan),
+        Some(group) => govern(Case { desired, observed, group, roll: &roll, now_ms: draw.now_ms }, &mut plan),
     };
     // A pod that goes while there is no set does not come back.
     let has_set = observed.set().is_some() && !plan.replace_set;
@@ -309,21 +321,15 @@ impl Plan {
     }
 }
 
-/// A group that exists: the first part that has something to do has the turn.
-fn govern(
-    desired: &Desired,
-    observed: &Observed,
-    group: &Group<'_>,
-    roll: &rollout::Outdated,
-    now_ms: u64,
-    plan: &mut Plan,
-) -> Step {
+/// The first part that has something to do has the turn.
+fn govern(case: Case<'_>, plan: &mut Plan) -> Step {
+    let Case { desired, observed, group, roll, now_ms } = case;
     let (recover, unrecovered) = recovery::plan(desired, observed, group).apart();
     let urgent = bootstrap::finish(observed, group).or(|| recover);
     if urgent.directive.is_some() {
         return urgent;
     }
-    let led = leadership::plan(desired, observed, group, &mut plan.memory, roll, now_ms);
+    let led = leadership::plan(case, &mut plan.memory);
     plan.leadership = led.without_leader;
     let (lead, unled) = led.step.apart();
     if group.leader.is_none() {
@@ -333,7 +339,7 @@ fn govern(
     lead.or(|| membership::plan(desired, observed, group))
         .or(|| settings(desired, group))
         .or(|| rollout::mend(observed, roll, &mut plan.memory, now_ms))
-        .or(|| rollout::plan(desired, observed, group, roll, &mut plan.memory, now_ms))
+        .or(|| rollout::plan(case, &mut plan.memory))
         .or(|| unled)
         .or(|| membership::awaited(desired, observed, group))
 }

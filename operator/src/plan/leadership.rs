@@ -4,8 +4,7 @@
 
 use kv_core::status::{NodeStatus, Role};
 
-use super::rollout::Outdated;
-use super::{Directive, Progress, Step};
+use super::{Case, Directive, Progress, Step};
 use crate::crd::{Failover, Reason};
 use crate::group::{Group, addressee};
 use crate::observed::Observed;
@@ -45,20 +44,14 @@ pub(super) struct Led {
     pub(super) without_leader: Option<Progress>,
 }
 
-pub(super) fn plan(
-    desired: &Desired,
-    observed: &Observed,
-    group: &Group<'_>,
-    memory: &mut Memory,
-    roll: &Outdated,
-    now_ms: u64,
-) -> Led {
-    let mut led = match group.leader {
+pub(super) fn plan(case: Case<'_>, memory: &mut Memory) -> Led {
+    let now_ms = case.now_ms;
+    let mut led = match case.group.leader {
         Some(leader) => {
             memory.asked = 0;
-            Led { step: with_leader(desired, observed, group, leader.ordinal, memory, roll, now_ms), ..Led::default() }
+            Led { step: with_leader(case, leader.ordinal, memory), ..Led::default() }
         }
-        None => without_leader(desired, observed, group, memory),
+        None => without_leader(case, memory),
     };
     if led.step.directive.is_some() {
         if memory.asked_at_ms.is_some_and(|at| now_ms < at + ASK_AGAIN_MS) {
@@ -113,15 +106,8 @@ impl Memory {
 }
 
 /// Somebody leads: whether another should.
-fn with_leader(
-    desired: &Desired,
-    observed: &Observed,
-    group: &Group<'_>,
-    leader: u32,
-    memory: &mut Memory,
-    roll: &Outdated,
-    now_ms: u64,
-) -> Step {
+fn with_leader(case: Case<'_>, leader: u32, memory: &mut Memory) -> Step {
+    let Case { desired, observed, group, .. } = case;
     let wish = memory.wish();
     if wish == Wish::Pod(leader) {
         (memory.is_new, memory.steady_since_ms) = (false, None);
@@ -134,21 +120,14 @@ fn with_leader(
         return Step::does(Directive::Lead { node, why: "drain" }, Reason::SwitchingOver, message);
     }
     match wish {
-        Wish::Pod(wished) if wished != leader => towards(desired, observed, group, wished, memory, roll, now_ms),
+        Wish::Pod(wished) if wished != leader => towards(case, wished, memory),
         _ => Step::default(),
     }
 }
 
 /// Leadership to the wished leader, by transfer: its target is picked before the old one stops.
-fn towards(
-    desired: &Desired,
-    observed: &Observed,
-    group: &Group<'_>,
-    wished: u32,
-    memory: &mut Memory,
-    roll: &Outdated,
-    now_ms: u64,
-) -> Step {
+fn towards(case: Case<'_>, wished: u32, memory: &mut Memory) -> Step {
+    let Case { desired, observed, group, roll, now_ms } = case;
     let name = desired.identity.pod(wished);
     let pod = observed.pods.get(&wished);
     let fit = pod.filter(|pod| {
@@ -173,15 +152,14 @@ fn towards(
 }
 
 /// Nobody leads. With automatic failover the nodes see to it by themselves.
-fn without_leader(desired: &Desired, observed: &Observed, group: &Group<'_>, memory: &Memory) -> Led {
+fn without_leader(case: Case<'_>, memory: &Memory) -> Led {
+    let Case { desired, group, .. } = case;
     let down = |why: &str| Led { step: Step::default(), without_leader: Some(manual_leader_down(desired, why)) };
     let told = match (desired.spec.failover, memory.wish()) {
         // The first assignment; after a loss they elect.
-        (Failover::Automatic, Wish::Pod(wished)) if memory.is_new => {
-            only(desired, observed, group, wished).unwrap_or_default()
-        }
+        (Failover::Automatic, Wish::Pod(wished)) if memory.is_new => only(case, wished).unwrap_or_default(),
         (Failover::Automatic, _) => Led::default(),
-        (Failover::Manual, Wish::Pod(wished)) => only(desired, observed, group, wished)
+        (Failover::Manual, Wish::Pod(wished)) => only(case, wished)
             .unwrap_or_else(|| down(&format!("{} is the manual leader and cannot lead", desired.identity.pod(wished)))),
         (Failover::Manual, Wish::NoPod) => down("spec.leader names no pod of this cluster, and nobody is told to lead"),
         (Failover::Manual, Wish::Anybody) => most_advanced(desired, group, memory),
@@ -193,7 +171,8 @@ fn without_leader(desired: &Desired, observed: &Observed, group: &Group<'_>, mem
 }
 
 /// Only the wished leader is directed; None: it cannot be.
-fn only(desired: &Desired, observed: &Observed, group: &Group<'_>, wished: u32) -> Option<Led> {
+fn only(case: Case<'_>, wished: u32) -> Option<Led> {
+    let Case { desired, observed, group, .. } = case;
     let pod = observed.pods.get(&wished)?;
     let status = pod.status().filter(|status| group.votes(status.replica.member_id))?;
     let directive = Directive::Lead { node: addressee(pod)?, why: "spec.leader" };

@@ -7,7 +7,7 @@ use crate::group::Group;
 use crate::observed::{Observed, PodSeen};
 use crate::validate::Desired;
 
-use super::{Directive, Memory, Step};
+use super::{Case, Directive, Memory, Step};
 
 /// A pod of which nothing says what it lacks may take this long to start: it is what a Deployment takes for stuck, too.
 const STUCK_AFTER_MS: u64 = 600_000;
@@ -49,15 +49,8 @@ pub(super) fn mend(observed: &Observed, roll: &Outdated, memory: &mut Memory, no
     failed.or(silent).map_or_else(Step::default, |pod| restart(pod, roll.progress(pod)))
 }
 
-pub(super) fn plan(
-    desired: &Desired,
-    observed: &Observed,
-    group: &Group<'_>,
-    roll: &Outdated,
-    memory: &mut Memory,
-    now_ms: u64,
-) -> Step {
-    let mut step = next(desired, observed, group, roll);
+pub(super) fn plan(case: Case<'_>, memory: &mut Memory) -> Step {
+    let (mut step, now_ms) = (next(case), case.now_ms);
     let Some(progress) = step.progress.as_mut().filter(|_| step.directive.is_none()) else {
         memory.roll_waits_since_ms = None;
         return step;
@@ -70,7 +63,8 @@ pub(super) fn plan(
     step
 }
 
-fn next(desired: &Desired, observed: &Observed, group: &Group<'_>, roll: &Outdated) -> Step {
+fn next(case: Case<'_>) -> Step {
+    let Case { desired, observed, group, roll, .. } = case;
     let Some(leader) = group.leader.filter(|_| !roll.is_over()) else { return Step::default() };
     if let Some(why) = why_wait(observed, group) {
         return Step::waits(if is_stuck(observed) { Reason::RolloutStuck } else { Reason::Rolling }, why);

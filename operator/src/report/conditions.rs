@@ -131,7 +131,7 @@ fn quorum_healthy(facts: &Facts<'_>) -> Finding {
 fn progressing(facts: &Facts<'_>) -> Finding {
     match (&facts.applied.progress, &facts.applied.error) {
         (Some(Progress { reason: Reason::PausedBySpec, message }), None) => {
-            is_not(Reason::PausedBySpec, format!("spec.paused is set: {message}"))
+            is_not(Reason::PausedBySpec, message.clone())
         }
         (Some(Progress { reason, message }), Some(error)) => is(*reason, format!("{message}; {error}")),
         (Some(Progress { reason, message }), None) => is(*reason, message.clone()),
