@@ -221,6 +221,8 @@ struct Case<'a> {
     observed: &'a Observed,
     group: &'a Group<'a>,
     roll: &'a Outdated,
+    /// Pods that there are to be.
+    set_replicas: u32,
     now_ms: u64,
 }
 
@@ -277,7 +279,10 @@ fn whole(desired: &Desired, observed: &Observed, memory: &Memory, draw: &Draw) -
             let mended = rollout::mend(observed, &roll, &mut plan.memory, draw.now_ms);
             mended.or(|| bootstrap::found(desired, observed, choices.set_replicas, draw, &mut plan.assignment))
         }
-        Some(group) => govern(Case { desired, observed, group, roll: &roll, now_ms: draw.now_ms }, &mut plan),
+        Some(group) => {
+            let set_replicas = choices.set_replicas;
+            govern(Case { desired, observed, group, roll: &roll, set_replicas, now_ms: draw.now_ms }, &mut plan)
+        }
     };
     // A pod that goes while there is no set does not come back.
     let has_set = observed.set().is_some() && !plan.replace_set;
@@ -323,7 +328,7 @@ impl Plan {
 
 /// The first part that has something to do has the turn.
 fn govern(case: Case<'_>, plan: &mut Plan) -> Step {
-    let Case { desired, observed, group, roll, now_ms } = case;
+    let Case { desired, observed, group, roll, now_ms, .. } = case;
     let (recover, unrecovered) = recovery::plan(desired, observed, group).apart();
     let urgent = bootstrap::finish(observed, group).or(|| recover);
     if urgent.directive.is_some() {

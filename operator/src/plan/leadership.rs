@@ -127,7 +127,7 @@ fn with_leader(case: Case<'_>, leader: u32, memory: &mut Memory) -> Step {
 
 /// Leadership to the wished leader, by transfer: its target is picked before the old one stops.
 fn towards(case: Case<'_>, wished: u32, memory: &mut Memory) -> Step {
-    let Case { desired, observed, group, roll, now_ms } = case;
+    let Case { desired, observed, group, roll, now_ms, .. } = case;
     let name = desired.identity.pod(wished);
     let pod = observed.pods.get(&wished);
     let fit = pod.filter(|pod| {

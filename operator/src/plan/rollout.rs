@@ -66,7 +66,7 @@ pub(super) fn plan(case: Case<'_>, memory: &mut Memory) -> Step {
 fn next(case: Case<'_>) -> Step {
     let Case { desired, observed, group, roll, .. } = case;
     let Some(leader) = group.leader.filter(|_| !roll.is_over()) else { return Step::default() };
-    if let Some(why) = why_wait(observed, group) {
+    if let Some(why) = why_wait(case) {
         return Step::waits(if is_stuck(observed) { Reason::RolloutStuck } else { Reason::Rolling }, why);
     }
     let lag = |pod: &PodSeen| {
@@ -103,14 +103,18 @@ fn restart(pod: &PodSeen, message: String) -> Step {
     Step::does(directive, Reason::Rolling, message)
 }
 
-/// Nobody is restarted while somebody is missing: that one might be needed.
-fn why_wait(observed: &Observed, group: &Group<'_>) -> Option<String> {
+/// Nobody is restarted while somebody is missing: that one might be needed. Nor while pods are added: the budget
+/// counts them from the start, and has no room before they are ready.
+fn why_wait(case: Case<'_>) -> Option<String> {
+    let Case { desired, observed, group, set_replicas, .. } = case;
     let missing = group.missing();
     if !missing.is_empty() {
         return Some(format!("waiting until {} has caught up", missing.join(", ")));
     }
     let unready = observed.pods.values().filter(|pod| !pod.ready || pod.terminating);
-    let unready: Vec<&str> = unready.map(|pod| pod.name.as_str()).collect();
+    let to_come = (0..set_replicas).filter(|ordinal| !observed.pods.contains_key(ordinal));
+    let to_come = to_come.map(|ordinal| desired.identity.pod(ordinal));
+    let unready: Vec<String> = unready.map(|pod| pod.name.clone()).chain(to_come).collect();
     (!unready.is_empty()).then(|| format!("waiting until {} is ready", unready.join(", ")))
 }
 

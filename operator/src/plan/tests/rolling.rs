@@ -58,6 +58,16 @@ fn nobody_is_restarted_while_a_voter_is_missing_behind_or_not_ready() {
 }
 
 #[test]
+fn nobody_is_restarted_while_pods_are_added() {
+    let mut scene = outdated("{replicas: 5, image: 'kvcluster/kv-node:2', storage: {size: 1Gi}}", 3, 1);
+    let plan = scene.plan();
+    assert_eq!((restarted(&plan), reason(&plan)), (None, Some(Reason::Rolling)));
+    assert_eq!(plan.progress.unwrap().message, "waiting until demo-3, demo-4 is ready");
+    scene.settle_children(5);
+    assert_eq!(restarted(&scene.plan()), None, "they do not exist yet");
+}
+
+#[test]
 fn an_image_that_crashes_stops_the_roll_and_going_back_replaces_that_pod_alone() {
     let mut scene = outdated(NEW_IMAGE, 3, 1);
     update(&mut scene, 2);
