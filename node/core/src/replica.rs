@@ -287,14 +287,21 @@ impl Replica {
             urls: Arc::default(),
             hard,
         };
-        let _ = replica.hard.quarantine.take_if(|_| mutant::on(Mutant::ForgetQuarantineAtRestart));
         replica.log.lost_at(lost.declared_at);
-        replica.persist.start(replica.log.last().id, replica.hard.promise);
-        replica.schedule_election(now);
-        if replica.wants_to_lead_now() {
-            replica.campaign_at_ms = now.mono_ms;
-        }
+        replica.begin(now);
         replica
+    }
+
+    /// What a start does before anything has arrived.
+    fn begin(&mut self, now: Now) {
+        if mutant::on(Mutant::ForgetQuarantineAtRestart) {
+            self.hard.quarantine = None;
+        }
+        self.persist.start(self.log.last().id, self.hard.promise);
+        self.schedule_election(now);
+        if self.wants_to_lead_now() {
+            self.campaign_at_ms = now.mono_ms;
+        }
     }
 
     /// Changes state; what follows from it is gathered by [`Self::take_effects`].
