@@ -19,6 +19,8 @@ use crate::watches::Caches;
 use nodes::Nodes;
 
 pub(crate) const NAMESPACE: &str = "apps";
+/// Cannot be pulled: its pods never start.
+const NO_IMAGE: &str = "no-such-image";
 
 /// What becomes of one write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -266,10 +268,8 @@ impl State {
         let new = || {
             let metadata = json!({ "name": name, "labels": template["metadata"]["labels"],
                 "annotations": template["metadata"]["annotations"] });
-            let ready = json!([{ "type": "Ready", "status": "True" }, { "type": "PodScheduled", "status": "True" }]);
             json!({ "apiVersion": "v1", "kind": "Pod", "metadata": metadata,
-                "spec": { "nodeName": "n1", "containers": [] },
-                "status": { "podIP": self.nodes.address(ordinal), "conditions": ready } })
+                "spec": { "nodeName": "n1", "containers": [] }, "status": self.pod_status(template, ordinal) })
         };
         let mut pod = self.get("pods", &name).cloned().unwrap_or_else(new);
         pod["metadata"]["ownerReferences"] = owner;
@@ -282,6 +282,16 @@ impl State {
             object["status"] = json!({ "capacity": object["spec"]["resources"]["requests"] });
             self.store(key("persistentvolumeclaims", &object), object);
         }
+    }
+
+    fn pod_status(&self, template: &Value, ordinal: u32) -> Value {
+        if template["spec"]["containers"][0]["image"] == NO_IMAGE {
+            let waiting = json!({ "waiting": { "reason": "ImagePullBackOff" } });
+            return json!({ "containerStatuses": [{ "name": "node", "image": NO_IMAGE, "imageID": "", "ready": false,
+                "restartCount": 0, "state": waiting }] });
+        }
+        let ready = json!([{ "type": "Ready", "status": "True" }, { "type": "PodScheduled", "status": "True" }]);
+        json!({ "podIP": self.nodes.address(ordinal), "conditions": ready })
     }
 
     /// Children, claims and the cluster's status, without what differs from run to run.

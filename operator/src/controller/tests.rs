@@ -253,9 +253,14 @@ async fn a_spec_that_makes_an_object_which_the_api_server_refuses_is_invalid() {
 }
 
 fn spec_invalid(world: &World) -> (String, String) {
+    condition(world, "SpecInvalid")
+}
+
+/// Its status and reason.
+fn condition(world: &World, kind: &str) -> (String, String) {
     let conditions = stored(world).status.unwrap().conditions;
-    let invalid = conditions.into_iter().find(|condition| condition.type_ == "SpecInvalid").unwrap();
-    (invalid.status, invalid.reason)
+    let condition = conditions.into_iter().find(|condition| condition.type_ == kind).unwrap();
+    (condition.status, condition.reason)
 }
 
 #[tokio::test]
@@ -332,6 +337,43 @@ async fn a_failure_that_stays_makes_nothing_else_late() {
     let pauses: Vec<Action> = (0..20).map(|_| retry(cluster.clone(), &error, context.clone())).collect();
     assert_eq!(pauses[0], Action::requeue(Duration::from_millis(500)));
     assert_eq!(pauses[19], Action::requeue(Duration::from_secs(5)), "a status has to be true within 10 s");
+}
+
+#[tokio::test]
+async fn a_spec_that_lets_no_pod_start_is_put_right_with_no_leader_and_before_there_ever_was_one() {
+    let world = world("127.31.15", "{image: no-such-image, storage: {size: 1Gi}}").await;
+    let mut operator = Operator::new(&world);
+    for image in ["kvcluster/kv-node:1", "kvcluster/kv-node:2"] {
+        for _ in 0..5 {
+            world.state().run_controllers();
+            operator.reconcile().await.unwrap();
+        }
+        assert_ne!(condition(&world, "Available").0, "True");
+        set_spec(&mut world.state(), &format!("{{image: '{image}', storage: {{size: 1Gi}}}}"));
+        operator.converge().await;
+        assert_eq!(condition(&world, "Available").0, "True", "{image}");
+        set_spec(&mut world.state(), "{image: no-such-image, storage: {size: 1Gi}}");
+        operator.reconcile().await.unwrap();
+        world.state().objects.retain(|(plural, _), _| plural != "pods");
+    }
+}
+
+#[tokio::test]
+async fn a_leader_that_is_no_pod_keeps_nothing_else_from_being_done() {
+    let world = world("127.31.16", "{leader: demo-7, storage: {size: 1Gi}}").await;
+    let mut operator = Operator::new(&world);
+    for replicas in [3, 4] {
+        set_spec(&mut world.state(), &format!("{{leader: demo-7, replicas: {replicas}, storage: {{size: 1Gi}}}}"));
+        world.state().objects.remove(&("services".to_owned(), "demo".to_owned()));
+        for _ in 0..RECONCILES_MAX / 4 {
+            world.state().run_controllers();
+            operator.reconcile().await.unwrap();
+        }
+        assert_eq!(condition(&world, "SpecInvalid"), ("True".to_owned(), "UnknownLeader".to_owned()));
+        let status = stored(&world).status.unwrap();
+        assert_eq!((status.leader.is_some(), status.followers.len()), (true, replicas - 1), "{status:#?}");
+        assert!(world.state().get("services", "demo").is_some());
+    }
 }
 
 #[tokio::test]
