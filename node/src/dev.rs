@@ -104,7 +104,7 @@ async fn first_end(children: &mut Vec<Child>) -> child::Ended {
 
 /// The roles of the nodes, once all are ready.
 async fn wait_ready(plan: &Plan) -> Result<Vec<Role>, DevError> {
-    let client = http_client::build(|builder| builder.timeout(ANSWER).no_proxy());
+    let client = http_client::build(|builder| builder.timeout(ANSWER));
     let deadline = Instant::now() + READY_MAX;
     let mut roles = Vec::new();
     for node in &plan.nodes {

@@ -74,6 +74,16 @@ async fn a_follower_registers_itself_and_follows() {
 }
 
 #[tokio::test]
+async fn nodes_reach_each_other_directly_whatever_proxy_the_environment_names() {
+    let site = Site::new();
+    let nowhere = format!("http://{}:9", site.host());
+    let behind_a_proxy = |spec: NodeSpec| spec.env("HTTP_PROXY", &nowhere).env("http_proxy", &nowhere);
+    let leader = behind_a_proxy(leader(&site)).start().await;
+    let follower = behind_a_proxy(learner(&leader, 1)).start().await;
+    follower.put("a", "1").await.ok();
+}
+
+#[tokio::test]
 async fn a_follower_may_be_started_before_its_leader() {
     let site = Site::new();
     let mut early = leader(&site).start().await;

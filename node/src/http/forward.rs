@@ -99,7 +99,6 @@ pub(crate) fn client(leader_name: LeaderName) -> reqwest::Client {
     http_client::build(|builder| {
         builder
             .dns_resolver(Arc::clone(&leader_name))
-            .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
             .connect_timeout(CONNECT_TIMEOUT)

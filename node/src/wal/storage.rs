@@ -105,7 +105,7 @@ pub struct FileStorage {
 /// Why a directory cannot be used as a data directory.
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
-    #[error("data directory {0} is already in use by another process")]
+    #[error("data directory {0} is already in use by another process: each node needs its own (--data-dir, DATA_DIR)")]
     InUse(PathBuf),
     #[error("data directory {dir}: {error}")]
     Io { dir: PathBuf, error: io::Error },
