@@ -1,6 +1,7 @@
 //! What no client, peer or administrator should send: each gets a clear error and changes nothing.
 
 use kv_tests::{Answer, Node, Site, heads};
+use serde_json::json;
 
 /// A group of one that holds one key under id 1.
 async fn node_with_one_key() -> Node {
@@ -140,6 +141,25 @@ async fn unknown_query_values_are_named() {
 }
 
 #[tokio::test]
+async fn a_peer_url_that_nobody_could_dial_is_refused() {
+    let node = node_with_one_key().await;
+    let empty = node.site().node("empty", 1).fast().arg("--join", "true").spawn();
+    empty.wait_role("uninitialised").await;
+    let member_id = empty.status().await["member_id"].clone();
+    let too_long = format!("http://{}:9000", "h".repeat(200_000));
+    for peer_url in ["", "not a url", "http://127.0.0.1", "127.0.0.1:0", "https://127.0.0.1:9000", &too_long] {
+        let voters = json!([{"name": "empty", "member_id": member_id, "peer_url": peer_url}]);
+        let founding = json!({"cluster_id": "blue", "voters": voters});
+        let answer = empty.post("/cluster/bootstrap", &founding.to_string()).await;
+        answer.is_error(422, "invalid_request").names("peer_url");
+        let joining = json!({"name": "empty", "member_id": member_id, "peer_url": peer_url, "role": "learner"});
+        node.direct("/cluster/members", joining).await.is_error(422, "invalid_request").names("peer_url");
+    }
+    assert_eq!(empty.status().await["role"], "uninitialised");
+    is_unchanged(&node).await;
+}
+
+#[tokio::test]
 async fn unreadable_etags_are_refused() {
     let node = node_with_one_key().await;
     for tag in ["1", "\"x\"", "\"1", "W/\"1\""] {
@@ -267,7 +287,7 @@ async fn a_data_directory_in_use_is_refused() {
     let second = node.site().node("second", 1).data_dir(node.spec.data_dir.clone());
     let exit = second.refused().await;
     assert!(!exit.status.success());
-    assert!(exit.log.contains("in use") || exit.log.contains("lock"), "{}", exit.log);
+    assert!(exit.log.contains("in use") && exit.log.contains("--data-dir"), "{}", exit.log);
     is_unchanged(&node).await;
 }
 

@@ -68,7 +68,16 @@ async fn bootstrap_of_a_node_that_is_not_meant_is_refused() {
     let strangers = Value::Array(voters.as_array().unwrap()[1..].to_vec());
     let answer = bootstrap(&nodes[0], "blue", &strangers).await;
     assert!([409, 422].contains(&answer.status), "{answer}");
+    let mut body = json!({"cluster_id": "blue", "voters": voters, "if_config_id": 1});
+    let answer = nodes[0].post("/cluster/bootstrap", &body.to_string()).await;
+    assert_eq!((answer.status, answer.header("x-kv-error")), (409, Some("identity_mismatch")), "{answer}");
+    body["voters"][0]["name"] = json!("another");
+    body["if_config_id"] = json!(0);
+    let answer = nodes[0].post("/cluster/bootstrap", &body.to_string()).await;
+    answer.is_error(422, "invalid_request").names("node-0");
     assert_eq!(nodes[0].status().await["role"], "uninitialised");
+    body["voters"] = voters;
+    nodes[0].post("/cluster/bootstrap", &body.to_string()).await.ok();
 }
 
 #[tokio::test]
@@ -121,6 +130,8 @@ async fn a_learner_is_added_promoted_and_removed() {
     change(leader, "POST", "/cluster/members", membership_body(&fourth, "learner").await).await;
     fourth.wait_role("learner").await;
     fourth.wait_applied(50).await;
+    let answer = fourth.direct("/cluster/lead", json!({})).await;
+    assert!(answer.status == 409 && answer.header("retry-after").is_none(), "no waiting helps a learner: {answer}");
     is_voter(leader, "follower-3", false).await;
     change(leader, "POST", "/cluster/members", membership_body(&fourth, "voter").await).await;
     is_voter(leader, "follower-3", true).await;
@@ -227,7 +238,7 @@ async fn the_last_survivor_is_recovered_by_hand() {
     let status = survivor.status().await;
     let epoch = status["epoch"].as_u64().unwrap();
     let wrong = survivor.direct("/cluster/recover", json!({"accept_data_loss_at_epoch": epoch + 5})).await;
-    assert_eq!(wrong.status, 409, "{wrong}");
+    wrong.is_error(409, "identity_mismatch").names(", epoch ");
     wait_until("recovery is accepted", 20, || async {
         let epoch = survivor.status().await["epoch"].clone();
         let body = json!({"accept_data_loss_at_epoch": epoch, "new_cluster_id": "after-the-fire"});

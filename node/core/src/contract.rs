@@ -244,6 +244,7 @@ pub enum Request {
     },
     Bootstrap {
         target_member_id: Option<MemberId>,
+        if_config_id: Option<EntryId>,
         cluster_id: ClusterId,
         voters: Vec<MemberInfo>,
         settings: Settings,
@@ -362,6 +363,7 @@ pub enum Refusal {
         cluster_id: Option<ClusterId>,
         member_id: MemberId,
         config_id: EntryId,
+        epoch: Epoch,
     },
     NameTaken {
         holder: MemberId,

@@ -15,6 +15,8 @@ pub const HISTORY_LIMIT_MAX: u32 = 100_000;
 pub const DEDUP_LIMIT_MAX: u64 = 10_000_000;
 /// Longest name of a node or of a cluster, in bytes.
 pub const NAME_BYTES_MAX: usize = 253;
+/// Longest URL of a peer port, in bytes: a host's name, its scheme and its port fit.
+pub const PEER_URL_BYTES_MAX: usize = 300;
 /// Most voters in a group.
 pub const VOTERS_MAX: usize = 7;
 
@@ -119,6 +121,19 @@ macro_rules! name_type {
 
 name_type!(ClusterId, "cluster id", "The identity of a group, chosen once at bootstrap; a recovery chooses a new one.");
 name_type!(NodeName, "node id", "What people call a node: `--id`, the `id` in the HTTP API, a pod's name.");
+
+/// `host:port` or `http://host:port`: of such form is the peer URL of every member that a group takes in. Not a type
+/// of its own, since what a log already holds must stay readable.
+pub fn check_peer_url(text: &str) -> Result<(), BadName> {
+    let address = text.strip_prefix("http://").unwrap_or(text);
+    let (host, port) = address.rsplit_once(':').unwrap_or_default();
+    let is_bare = !address.bytes().any(|b| b == b'/' || b.is_ascii_whitespace() || b.is_ascii_control());
+    let is_address = !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port != 0);
+    if text.len() <= PEER_URL_BYTES_MAX && is_bare && is_address {
+        return Ok(());
+    }
+    Err(BadName(format!("must be host:port or http://host:port, at most {PEER_URL_BYTES_MAX} bytes")))
+}
 
 /// A member as the configuration and directives name it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -276,6 +291,19 @@ mod tests {
         let json = serde_json::to_string(&between).unwrap();
         assert_eq!(serde_json::from_str::<Configuration>(&json).unwrap(), between);
         assert!(!serde_json::to_string(&before).unwrap().contains("replacing"));
+    }
+
+    #[test]
+    fn a_peer_url_is_short_and_names_a_host_and_a_port() {
+        let longest = format!("http://{}:9000", "h".repeat(PEER_URL_BYTES_MAX - 12));
+        for good in ["10.0.0.1:9000", "http://node-1.nodes:9000", "http://[::1]:9000", &longest] {
+            assert_eq!(check_peer_url(good), Ok(()), "{good}");
+        }
+        let too_long = format!("http://{}:9000", "h".repeat(PEER_URL_BYTES_MAX - 11));
+        let bad = ["", "10.0.0.1", "http://a:0", "https://a:9000", "http://a:9000/path", ":9000", "not a url", "a b:1"];
+        for bad in bad.into_iter().chain([too_long.as_str(), "a\u{a0}b:1x", "a\nb:1"]) {
+            assert!(check_peer_url(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -379,8 +379,8 @@ impl Replica {
             Request::Status => self.reply(token, Reply::Status(Box::new(self.status(now)))),
             Request::Hello => self.reply(token, Reply::Hello(Box::new(self.hello()))),
             Request::Lead { target } => self.on_lead(now, token, target),
-            Request::Bootstrap { target_member_id, cluster_id, voters, settings } => {
-                self.on_bootstrap(token, target_member_id, cluster_id, voters, settings);
+            Request::Bootstrap { target_member_id, if_config_id, cluster_id, voters, settings } => {
+                self.on_bootstrap(token, target_member_id, if_config_id, cluster_id, voters, settings);
             }
             Request::AddMember { target, member, voter } => self.on_add_member(now, token, target, member, voter),
             Request::RemoveMember { target, member_id } => self.on_remove_member(now, token, target, member_id),

@@ -8,6 +8,7 @@ use kv_core::group::{ClusterId, MemberInfo, NodeName, Settings};
 use kv_core::status::{NodeStatus, ReplicaStatus};
 use tokio::time::Instant;
 
+use super::remote::RemoteError;
 use super::{
     BootstrapError, ListedMember, OWN_ANSWER, Pauses, Problem, Remote, following, new_cluster_id, own_info, own_status,
 };
@@ -74,7 +75,7 @@ async fn bootstrap_own(
     voters: Vec<MemberInfo>,
     settings: Settings,
 ) -> Result<(), BootstrapError> {
-    let request = Request::Bootstrap { target_member_id: None, cluster_id, voters, settings };
+    let request = Request::Bootstrap { target_member_id: None, if_config_id: None, cluster_id, voters, settings };
     match handle.request(request, Instant::now() + OWN_ANSWER).await? {
         Reply::Done { .. } => Ok(()),
         Reply::Refused(refusal) => Err(BootstrapError::Refused(format!("{refusal:?}"))),
@@ -100,6 +101,10 @@ async fn found(
         if replica.cluster_id.is_some() {
             return Ok(Step::Register);
         }
+        if replica.name != member.name {
+            let (url, found) = (member.url.clone(), replica.name);
+            return Err(RemoteError::OtherName { url, found, listed: member.name.clone() }.into());
+        }
         let peer_url = if member.peer_url.is_empty() { peer_url } else { member.peer_url.clone() };
         voters.push(MemberInfo { name: member.name.clone(), member_id: replica.member_id, peer_url });
     }
@@ -121,7 +126,10 @@ async fn resume(remote: &Remote, members: &[ListedMember], own: &ReplicaStatus) 
             Some(theirs) => tracing::warn!(member = %member.name, %theirs, "is in another cluster, not in this one"),
             // A volume that was lost since: it registers itself, and the leader replaces it.
             None if !voters.iter().any(|v| v.member_id == status.replica.member_id) => {}
-            None => remote.bootstrap(&member.url, &cluster_id, &voters, own.settings).await?,
+            None => {
+                let target = status.replica.member_id;
+                remote.bootstrap(&member.url, target, &cluster_id, &voters, own.settings).await?;
+            }
         }
     }
     Ok(Step::Done)

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use kv_core::entry::EntryId;
-use kv_core::group::{ClusterId, MemberId, MemberInfo, Settings};
+use kv_core::group::{ClusterId, MemberId, MemberInfo, NodeName, Settings};
 use kv_core::status::{NodeStatus, ReplicaStatus};
 use serde::Serialize;
 
@@ -27,6 +27,8 @@ pub(super) enum RemoteError {
     Unreachable { url: String },
     #[error("nobody who was asked leads, or names a leader")]
     NoLeader,
+    #[error("{url} is node {found}, the cluster file says {listed}")]
+    OtherName { url: String, found: NodeName, listed: NodeName },
     #[error("{url} answered {status}: {text}")]
     Refused { url: String, status: u16, text: String },
 }
@@ -44,6 +46,7 @@ struct JoinBody<'a> {
 
 #[derive(Serialize)]
 struct BootstrapBody<'a> {
+    target_member_id: MemberId,
     cluster_id: &'a ClusterId,
     voters: &'a [MemberInfo],
     settings: Settings,
@@ -77,11 +80,12 @@ impl Remote {
     pub(super) async fn bootstrap(
         &self,
         url: &str,
+        target_member_id: MemberId,
         cluster_id: &ClusterId,
         voters: &[MemberInfo],
         settings: Settings,
     ) -> Result<(), RemoteError> {
-        let body = BootstrapBody { cluster_id, voters, settings };
+        let body = BootstrapBody { target_member_id, cluster_id, voters, settings };
         self.send(self.client.post(at(url, "/cluster/bootstrap")).json(&body), url).await.map(drop)
     }
 

@@ -78,7 +78,7 @@ async fn info(node: &Handle) -> MemberInfo {
 
 fn bootstrap(voters: Vec<MemberInfo>) -> Request {
     let cluster_id = ClusterId::new("test").expect("a name");
-    Request::Bootstrap { target_member_id: None, cluster_id, voters, settings: Settings::default() }
+    Request::Bootstrap { target_member_id: None, if_config_id: None, cluster_id, voters, settings: Settings::default() }
 }
 
 async fn found(nodes: &[&Handle]) {

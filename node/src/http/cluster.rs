@@ -9,7 +9,7 @@ use axum::http::request::Parts;
 use axum::response::Response;
 use kv_core::contract::{self, Failover, Reply, SettingsChange, Target, TuningChange};
 use kv_core::entry::{EntryId, Epoch};
-use kv_core::group::{ClusterId, MemberId, MemberInfo, NodeName, Settings};
+use kv_core::group::{self, ClusterId, MemberId, MemberInfo, NodeName, Settings};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -94,8 +94,9 @@ enum JoinRole {
 struct BootstrapCall {
     cluster_id: ClusterId,
     voters: Vec<MemberInfo>,
-    /// The member that is asked; checked when it is there.
+    /// The member that is asked; checked when it is there, as is `if_config_id`, which can only be 0.
     target_member_id: Option<MemberId>,
+    if_config_id: Option<EntryId>,
     /// Of the new group; what this node was configured with when absent.
     settings: Option<Settings>,
 }
@@ -168,9 +169,17 @@ pub(crate) async fn lead(State(app): State<App>, request: Request<Body>) -> Resu
     responses((status = 200, body = DoneDocument), super::openapi::DirectiveErrors))]
 pub(crate) async fn bootstrap(State(app): State<App>, request: Request<Body>) -> Result<Response, Failure> {
     let call = Call::receive(&app, request).await?;
-    let BootstrapCall { cluster_id, voters, target_member_id, settings } = call.parse()?;
+    let BootstrapCall { cluster_id, voters, target_member_id, if_config_id, settings } = call.parse()?;
+    for (index, voter) in voters.iter().enumerate() {
+        check_peer_url(&format!("voters.{index}.peer_url"), &voter.peer_url)?;
+    }
     let settings = settings.unwrap_or(app.config().seed_settings);
-    call.here(&app, contract::Request::Bootstrap { target_member_id, cluster_id, voters, settings }).await
+    let request = contract::Request::Bootstrap { target_member_id, if_config_id, cluster_id, voters, settings };
+    call.here(&app, request).await
+}
+
+fn check_peer_url(member: &str, url: &str) -> Result<(), Failure> {
+    group::check_peer_url(url).map_err(|error| Failure::invalid("body", member, error.to_string()))
 }
 
 #[utoipa::path(post, path = "/cluster/members", tag = "cluster", summary = "Add a learner, or make it a voter",
@@ -181,6 +190,7 @@ pub(crate) async fn add_member(State(app): State<App>, request: Request<Body>) -
     let body: AddMemberCall = call.parse()?;
     let target = body.ids().target(Omission::Never, call.access)?;
     let AddMemberCall { name, member_id, peer_url, role, .. } = body;
+    check_peer_url("peer_url", &peer_url)?;
     let member = MemberInfo { name, member_id, peer_url };
     let voter = role == JoinRole::Voter;
     call.at_leader(&app, contract::Request::AddMember { target, member, voter }).await

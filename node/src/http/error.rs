@@ -221,12 +221,13 @@ impl From<Refusal> for Failure {
             Refusal::StorageFull => Self::new(Code::StorageFull, "Storage is full; reads and deletes go on"),
             Refusal::NotReady(why) => Self::not_ready(why),
             Refusal::Behind { ahead } => Self::new(Code::Behind, format!("{ahead} is ahead of this node")),
-            Refusal::IdentityMismatch { cluster_id, member_id, config_id } => {
+            Refusal::IdentityMismatch { cluster_id, member_id, config_id, epoch } => {
                 let cluster_id = cluster_id.map_or("none".to_owned(), |id| id.to_string());
                 Self::new(
                     Code::IdentityMismatch,
                     format!(
-                        "This node's own are cluster_id {cluster_id}, member_id {member_id}, config_id {config_id}"
+                        "This node's own are cluster_id {cluster_id}, member_id {member_id}, config_id {config_id}, \
+                         epoch {epoch}"
                     ),
                 )
             }
@@ -274,6 +275,7 @@ impl IntoResponse for Failure {
 #[cfg(test)]
 mod tests {
     use http_body_util::BodyExt;
+    use kv_core::entry::Epoch;
     use kv_core::group::{ClusterId, MemberId, NodeName};
 
     use super::*;
@@ -295,6 +297,7 @@ mod tests {
             cluster_id: Some(ClusterId::new("c1").unwrap()),
             member_id: MemberId(10),
             config_id: EntryId(7),
+            epoch: Epoch(3),
         };
         for (refusal, status, code, text) in [
             (Refusal::NotLeader { leader: None }, 503, "no_leader", "No leader"),
@@ -304,7 +307,7 @@ mod tests {
             (Refusal::StorageFull, 507, "storage_full", "full"),
             (Refusal::NotReady("empty".to_owned()), 503, "not_ready", "empty"),
             (Refusal::Behind { ahead: name() }, 409, "behind", "follower-1"),
-            (mismatch, 409, "identity_mismatch", "cluster_id c1, member_id 000000000000000a, config_id 7"),
+            (mismatch, 409, "identity_mismatch", "cluster_id c1, member_id 000000000000000a, config_id 7, epoch 3"),
             (Refusal::NameTaken { holder: MemberId(10) }, 409, "name_taken", "000000000000000a"),
             (Refusal::Conflict("one at a time".to_owned()), 409, "conflict", "one at a time"),
             (Refusal::Invalid("seven voters".to_owned()), 422, "invalid_request", "seven voters"),

@@ -240,6 +240,8 @@ described! {
         cluster_id: String,
         voters: Vec<MemberDocument>,
         target_member_id: Option<String>,
+        /// 0: nothing came after the bootstrap.
+        if_config_id: Option<u64>,
         /// What the nodes were configured with when absent.
         settings: Option<SettingsDocument>,
     }

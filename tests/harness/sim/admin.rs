@@ -103,6 +103,7 @@ impl World {
     fn bootstrap_body(&self) -> Request {
         Request::Bootstrap {
             target_member_id: None,
+            if_config_id: None,
             cluster_id: Self::cluster_id(),
             voters: self.admin.founders.clone(),
             settings: self.shape.settings,

@@ -307,11 +307,12 @@ impl Replica {
         }
     }
 
+    /// Time alone makes no voter of a learner: that is no state to wait out.
     fn why_not_electable(&self) -> Refusal {
         let why = match &self.hard.quarantine {
             _ if self.hard.cluster_id.is_none() => "the node is uninitialised".to_owned(),
+            _ if !self.is_voter() => return Refusal::Conflict("the node is not a voter".to_owned()),
             Some(quarantine) => format!("the node is quarantined: {}", quarantine.reason),
-            None if !self.is_voter() => "the node is not a voter".to_owned(),
             None if self.standing.removed => "the node was removed from the group".to_owned(),
             None if self.installing => "the node installs a snapshot".to_owned(),
             None => "the node has not shown itself to a majority of the voters yet".to_owned(),

@@ -72,6 +72,7 @@ impl Replica {
             cluster_id: self.hard.cluster_id.clone(),
             member_id: self.me(),
             config_id: self.config_id(),
+            epoch: self.epoch(),
         }
     }
 
@@ -83,15 +84,17 @@ impl Replica {
         &mut self,
         token: Token,
         target: Option<MemberId>,
+        if_config_id: Option<EntryId>,
         cluster_id: ClusterId,
         voters: Vec<MemberInfo>,
         settings: Settings,
     ) {
         let configuration = Configuration::new(voters);
-        if target.is_some_and(|target| target != self.me()) {
+        let is_meant = target.is_none_or(|target| target == self.me());
+        if !is_meant || if_config_id.is_some_and(|id| id != EntryId::ZERO) {
             return self.refuse(token, self.identity_mismatch());
         }
-        if let Err(why) = check_bootstrap(&configuration, self.me()) {
+        if let Err(why) = check_bootstrap(&configuration, &self.my_info()) {
             return self.refuse(token, Refusal::Invalid(why));
         }
         if self.hard.cluster_id.is_some() {
@@ -462,7 +465,7 @@ impl Replica {
     }
 }
 
-fn check_bootstrap(configuration: &Configuration, me: MemberId) -> Result<(), String> {
+fn check_bootstrap(configuration: &Configuration, me: &MemberInfo) -> Result<(), String> {
     let voters = &configuration.voters;
     if voters.is_empty() || voters.len() > VOTERS_MAX {
         return Err(format!("voters: a group has 1 to {VOTERS_MAX}"));
@@ -474,5 +477,10 @@ fn check_bootstrap(configuration: &Configuration, me: MemberId) -> Result<(), St
     if voters.iter().any(twice) {
         return Err("voters: a member id stands twice".to_owned());
     }
-    if configuration.contains(me) { Ok(()) } else { Err(format!("voters: this node's member id {me} is missing")) }
+    let MemberInfo { name, member_id, peer_url: _ } = me;
+    match voters.iter().find(|voter| voter.member_id == *member_id) {
+        None => Err(format!("voters: this node's member id {member_id} is missing")),
+        Some(own) if own.name != *name => Err(format!("voters: member {member_id} is {name}, not {}", own.name)),
+        Some(_) => Ok(()),
+    }
 }

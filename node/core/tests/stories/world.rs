@@ -274,6 +274,7 @@ impl World {
         for name in names {
             let request = Request::Bootstrap {
                 target_member_id: None,
+                if_config_id: None,
                 cluster_id: ClusterId::new("story").expect("legal"),
                 voters: voters.clone(),
                 settings: Settings::default(),
