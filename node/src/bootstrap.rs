@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use kv_core::contract::{Reply, Request};
 use kv_core::group::{ClusterId, MemberInfo, NodeName, Settings};
+use kv_core::message::Hello;
 use kv_core::status::ReplicaStatus;
 use tokio::time::Instant;
 
@@ -111,10 +112,16 @@ async fn own_status(handle: &Handle) -> Result<ReplicaStatus, CallError> {
 }
 
 async fn own_info(handle: &Handle) -> Result<MemberInfo, CallError> {
+    own_hello(handle).await.map(info)
+}
+
+fn info(hello: Hello) -> MemberInfo {
+    MemberInfo { name: hello.name, member_id: hello.member_id, peer_url: hello.peer_url }
+}
+
+async fn own_hello(handle: &Handle) -> Result<Hello, CallError> {
     match handle.request(Request::Hello, Instant::now() + OWN_ANSWER).await? {
-        Reply::Hello(hello) => {
-            Ok(MemberInfo { name: hello.name, member_id: hello.member_id, peer_url: hello.peer_url })
-        }
+        Reply::Hello(hello) => Ok(*hello),
         other => unreachable!("a hello was asked for, not {other:?}"),
     }
 }

@@ -26,6 +26,7 @@ pub mod server;
 mod service;
 mod status;
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -64,12 +65,13 @@ pub struct HttpConfig {
     pub name: NodeName,
     /// This node's own URL for clients.
     pub url: String,
+    /// Where the cluster file says that clients reach its members: shown until they say so themselves.
+    pub listed_urls: BTreeMap<NodeName, String>,
     /// The longest wait for commit, forwarding or `min_id`.
     pub api_timeout: Duration,
     pub value_bytes_max: usize,
     pub segment_bytes_max: u64,
-    /// What `/cluster/bootstrap` founds a group with when its body names no settings, and how long
-    /// this node remembers results of GET.
+    /// What `/cluster/bootstrap` founds a group with when its body names no settings.
     pub seed_settings: Settings,
     /// Some: mutating `/cluster/*`, `/settings` and `/snapshot` need `Authorization: Bearer <it>`.
     pub auth_token: Option<AuthToken>,
@@ -92,7 +94,7 @@ struct Shared {
 impl App {
     pub(crate) fn new(config: HttpConfig, slot: Slot, metrics: Arc<Metrics>) -> Self {
         Self(Arc::new(Shared {
-            results: Results::new(Duration::from_secs(config.seed_settings.dedup_expiry_seconds)),
+            results: Results::default(),
             client: forward::client(LeaderName::new(slot.clone())),
             config,
             slot,

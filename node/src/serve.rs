@@ -4,6 +4,7 @@
 
 mod warnings;
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
@@ -249,12 +250,20 @@ fn http_config(config: &ServeConfig, url: &str) -> HttpConfig {
     HttpConfig {
         name: config.name.clone(),
         url: url.to_owned(),
+        listed_urls: listed_urls(&config.role),
         api_timeout: config.clients.api_timeout,
         value_bytes_max: config.clients.value_bytes_max,
         segment_bytes_max: config.storage.segment_bytes_max,
         seed_settings: config.group.seed,
         auth_token: config.auth_token.clone(),
         timeouts: ClientTimeouts::default(),
+    }
+}
+
+fn listed_urls(role: &StartRole) -> BTreeMap<NodeName, String> {
+    match role {
+        StartRole::Cluster(file) => file.members.iter().map(|m| (m.id.clone(), m.url.clone())).collect(),
+        StartRole::Alone | StartRole::Follow { .. } | StartRole::Join => BTreeMap::new(),
     }
 }
 

@@ -75,6 +75,21 @@ async fn over_the_storage_limit_writes_are_refused_until_it_is_raised() {
     writes_come_back(&node).await;
 }
 
+#[tokio::test]
+async fn a_storage_limit_is_in_force_when_it_was_answered() {
+    let mut node = Site::new().node("leader", 0).fast().start().await;
+    node.allow("");
+    for n in 0..20 {
+        node.put(&format!("large-{n}"), &large_value()).await.ok();
+    }
+    for _ in 0..5 {
+        node.post("/settings", r#"{"storage_limit":1048576}"#).await.ok();
+        node.put("small", "1").await.is_error(507, "storage_full");
+        node.post("/settings", r#"{"storage_limit":null}"#).await.ok();
+        node.put("small", "1").await.ok();
+    }
+}
+
 /// With segments of the usual size the deletes are in the active one, which compaction leaves alone while there is room.
 #[tokio::test]
 async fn deletes_alone_bring_a_full_node_back() {

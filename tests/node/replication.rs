@@ -1,7 +1,7 @@
 //! Followers: how they register, what they forward, how they are seen, and how they catch up.
 
 use kv_tests::{Cluster, ClusterSpec, Node, NodeSpec, Site, wait_until};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// A group of one that learners may register with.
 fn leader(site: &Site) -> NodeSpec {
@@ -87,18 +87,47 @@ async fn nodes_reach_each_other_directly_whatever_proxy_the_environment_names() 
 async fn a_follower_may_be_started_before_its_leader() {
     let site = Site::new();
     let mut early = leader(&site).start().await;
-    let mut follower = learner(&early, 1).spawn();
+    // Its own URL is no use to it, and no news: the log is to name the leader's.
+    let mut follower = learner(&early, 1).arg("--url", format!("http://{}:9", site.host())).spawn();
     follower.allow("");
     early.stop().await;
     follower.kill();
     std::fs::remove_dir_all(&follower.spec.data_dir).ok();
     follower.spawn_again();
     wait_until("the follower answers", 20, || async { follower.try_get("/livez").await.is_some() }).await;
+    let named = format!("{} cannot be reached", early.url());
+    wait_until("the leader that is missing is named", 20, || async { follower.log().contains(&named) }).await;
+    assert!(!follower.log().contains(":9 cannot be reached"), "{}", follower.log());
     early.start_again().await;
     early.put("a", "1").await.ok();
     follower.wait_ready().await;
     follower.wait_applied(1).await;
     follower.get("/key/a").await.ok();
+}
+
+#[tokio::test]
+async fn a_removed_learner_stays_away_until_it_is_started_again() {
+    let mut leader = leader(&Site::new()).start().await;
+    leader.allow("");
+    let mut removed = learner(&leader, 1).start().await;
+    removed.allow("");
+    leader.put("a", "1").await.ok();
+    removed.wait_applied(1).await;
+    let path = format!("/cluster/members/{}", removed.status().await["member_id"].as_str().unwrap());
+    leader.send_directive("DELETE", &path, json!({})).await.ok();
+    // Time for several tries to register: another one comes, goes down and comes back.
+    let mut other = learner(&leader, 2).start().await;
+    other.allow("");
+    other.kill();
+    sees(&leader, "follower-2", "down").await;
+    other.start_again().await;
+    sees(&leader, "follower-2", "healthy").await;
+    leader.put("b", "1").await.ok();
+    other.wait_applied(2).await;
+    assert_eq!(removed.applied_id().await, 1, "it came back");
+    removed.stop().await;
+    removed.start_again().await;
+    removed.wait_applied(2).await;
 }
 
 #[tokio::test]

@@ -506,6 +506,8 @@ pub struct View {
     pub leader_fell_silent: bool,
     /// A learner that whoever leads does not know, and did not remove: it may register again.
     pub forgotten: bool,
+    /// It was removed from the group, and stays away until it is added again or started again.
+    pub let_go: bool,
     /// False: uninitialised, quarantined or damaged; answers no reads.
     pub serves: bool,
     /// A confirmed leader is known and this replica has applied what that leader had committed.

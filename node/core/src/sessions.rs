@@ -9,6 +9,7 @@ use std::fmt;
 use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
 
 use foldhash::fast::FixedState;
 use hashbrown::{HashMap, HashTable};
@@ -85,9 +86,19 @@ impl Sessions {
         self.find(request, |record| record.operation == operation && !self.is_expired(record, ts_ms))
     }
 
-    /// Whether any operation of this client and request is remembered at `ts_ms`.
-    pub fn knows_pair(&self, request: &RequestId, ts_ms: u64) -> bool {
-        self.find(request, |record| !self.is_expired(record, ts_ms)).is_some()
+    /// The record as apply goes by it: apply has swept already, and what the sweep left counts.
+    pub fn held(&self, request: &RequestId, operation: OperationKind) -> Option<SessionRecord> {
+        self.find(request, |record| record.operation == operation)
+    }
+
+    /// Whether any operation of this client and request is held.
+    pub fn knows_pair(&self, request: &RequestId) -> bool {
+        self.find(request, |_| true).is_some()
+    }
+
+    /// How long a record is remembered, in entry time.
+    pub fn expiry(&self) -> Duration {
+        Duration::from_millis(self.expiry_ms.load(Ordering::Relaxed))
     }
 
     /// Whether any request of this client is remembered.
@@ -161,11 +172,6 @@ impl Sessions {
     pub(crate) fn set_limits(&self, settings: &Settings) {
         self.expiry_ms.store(settings.dedup_expiry_seconds.saturating_mul(1000), Ordering::Relaxed);
         self.limit.store(usize::try_from(settings.dedup_limit).unwrap_or(usize::MAX), Ordering::Relaxed);
-    }
-
-    /// The record that apply goes by: it has swept already, and what the sweep left counts.
-    pub(crate) fn held(&self, request: &RequestId, operation: OperationKind) -> Option<SessionRecord> {
-        self.find(request, |record| record.operation == operation)
     }
 
     /// The totals count from here on.

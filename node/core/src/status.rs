@@ -137,6 +137,9 @@ pub struct ReplicaStatus {
     pub leader_heard_ms_ago: Option<u64>,
     /// On the leader: a majority confirmed it within the lease.
     pub lease_held: bool,
+    /// When the `…_ms_ago` above were true, by the node's own monotonic clock: means nothing elsewhere.
+    #[serde(skip)]
+    pub at_mono_ms: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -1,5 +1,5 @@
 //! Learners: the follower of a leader that is named registers itself, with back-off, and any learner again
-//! whenever whoever leads does not know it. Runs for the life of the node.
+//! whenever whoever leads does not know it; who was removed stays away. Runs for the life of the node.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use kv_core::status::{NodeStatus, Role};
 use tokio::time::Instant;
 
 use super::remote::RemoteError;
-use super::{BootstrapError, Pauses, Problem, Remote, own_info, own_status};
+use super::{BootstrapError, Pauses, Problem, Remote, info, own_hello, own_status};
 use crate::driver::Handle;
 
 /// How long a registration may take to show: the leader connects, and sends what is missing.
@@ -20,7 +20,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Registers with whoever leads; `urls` are asked first, then the nodes that this one has met.
 pub(super) async fn follow(handle: &Handle, remote: &Remote, urls: &[String]) -> Result<Infallible, BootstrapError> {
     // Asked at least once: a volume that leads a group of its own must not go on unnoticed.
-    stay_registered(handle, remote, urls, Asked::Never, |view| !is_member(view)).await
+    stay_registered(handle, remote, urls, Asked::Never, |view| !is_member(view) && !view.let_go).await
 }
 
 /// Registers a learner again with a leader that does not know it: each leader keeps its own. Nobody is named, so
@@ -84,8 +84,9 @@ fn is_member(view: &View) -> bool {
 
 async fn register(handle: &Handle, remote: &Remote, urls: &[String]) -> Result<(), Problem> {
     let own = own_status(handle).await.map_err(|error| Problem::Final(error.into()))?;
-    let me = own_info(handle).await.map_err(|error| Problem::Final(error.into()))?;
-    let (url, leader) = find_leader(handle, remote, urls).await?;
+    let hello = own_hello(handle).await.map_err(|error| Problem::Final(error.into()))?;
+    let (url, leader) = find_leader(handle, remote, urls, &hello.url).await?;
+    let me = info(hello);
     if let (Some(mine), Some(theirs)) = (&own.cluster_id, &leader.replica.cluster_id)
         && mine != theirs
     {
@@ -99,11 +100,17 @@ async fn register(handle: &Handle, remote: &Remote, urls: &[String]) -> Result<(
     Ok(())
 }
 
-/// Asks the named nodes and those met since for the one that leads.
-async fn find_leader(handle: &Handle, remote: &Remote, urls: &[String]) -> Result<(String, NodeStatus), RemoteError> {
+/// Asks the named nodes and those met since for the one that leads. The first problem is told: that of the node that
+/// was named.
+async fn find_leader(
+    handle: &Handle,
+    remote: &Remote,
+    urls: &[String],
+    own_url: &str,
+) -> Result<(String, NodeStatus), RemoteError> {
     let met = handle.view();
-    let candidates = urls.iter().chain(met.urls.values());
-    let mut problem = RemoteError::NoLeader;
+    let candidates = urls.iter().chain(met.urls.values()).filter(|url| *url != own_url);
+    let mut problem = None;
     for url in candidates {
         match remote.status(url).await {
             Ok(status) if status.replica.role == Role::Leader => return Ok((url.clone(), status)),
@@ -112,11 +119,11 @@ async fn find_leader(handle: &Handle, remote: &Remote, urls: &[String]) -> Resul
                 match remote.status(&named).await {
                     Ok(status) if status.replica.role == Role::Leader => return Ok((named, status)),
                     Ok(_) => {}
-                    Err(error) => problem = error,
+                    Err(error) => drop(problem.get_or_insert(error)),
                 }
             }
-            Err(error) => problem = error,
+            Err(error) => drop(problem.get_or_insert(error)),
         }
     }
-    Err(problem)
+    Err(problem.unwrap_or(RemoteError::NoLeader))
 }

@@ -12,11 +12,12 @@ const START_MONO_MS: u64 = 1;
 #[derive(Debug, Clone, Copy)]
 pub struct Clock {
     start: Instant,
+    started_wall_ms: u64,
 }
 
 impl Clock {
     pub(crate) fn start() -> Self {
-        Self { start: Instant::now() }
+        Self { start: Instant::now(), started_wall_ms: wall_ms() }
     }
 
     pub fn mono_ms(&self) -> u64 {
@@ -24,14 +25,23 @@ impl Clock {
     }
 
     pub(crate) fn now(&self) -> Now {
-        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Now { mono_ms: self.mono_ms(), wall_ms: saturating_ms(since_epoch) }
+        Now { mono_ms: self.mono_ms(), wall_ms: wall_ms() }
+    }
+
+    /// Unix milliseconds of a monotonic reading: the wall clock of the start, going on evenly, so that one moment is
+    /// always shown as the same time.
+    pub(crate) fn unix_ms_at(&self, mono_ms: u64) -> u64 {
+        self.started_wall_ms + mono_ms.saturating_sub(START_MONO_MS)
     }
 
     /// The first instant at which `mono_ms()` is at least `mono_ms`.
     pub(crate) fn instant_at(&self, mono_ms: u64) -> Instant {
         self.start + Duration::from_millis(mono_ms.saturating_sub(START_MONO_MS))
     }
+}
+
+fn wall_ms() -> u64 {
+    saturating_ms(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
 }
 
 fn saturating_ms(duration: Duration) -> u64 {
@@ -48,5 +58,12 @@ mod tests {
         assert!(clock.mono_ms() >= 1);
         assert_eq!(clock.instant_at(1), clock.start);
         assert_eq!(clock.instant_at(251), clock.start + Duration::from_millis(250));
+    }
+
+    #[test]
+    fn a_monotonic_reading_is_one_time_of_day() {
+        let clock = Clock::start();
+        assert!(clock.started_wall_ms > 1_600_000_000_000);
+        assert_eq!(clock.unix_ms_at(251), clock.started_wall_ms + 250);
     }
 }

@@ -132,6 +132,21 @@ impl Handle {
         &self.published.reader
     }
 
+    /// In force for every request that comes when this has returned. May be cancelled.
+    pub async fn limit_storage(&self, limit_bytes: Option<u64>, deadline: Instant) -> Result<(), CallError> {
+        self.published.reader.set_storage_limit_bytes(limit_bytes);
+        let committer = self.published.committer.clone();
+        let looked = tokio::task::spawn_blocking(move || committer.look_at_limit());
+        match timeout_at(deadline, looked).await {
+            Ok(Ok(Ok(()))) => {}
+            Ok(Ok(Err(_))) => return Err(CallError::Busy), // the queue is full; it is looked at soon all the same
+            Ok(Err(_)) => return Err(CallError::Stopped),
+            Err(_) => return Err(CallError::TimedOut),
+        }
+        // The driver takes what the log told before what is asked: it knows when it answers anything.
+        self.request(Request::Hello, deadline).await.map(drop)
+    }
+
     pub fn clock(&self) -> Clock {
         self.published.clock
     }

@@ -269,7 +269,8 @@ pub(crate) async fn tune(State(app): State<App>, request: Request<Body>) -> Resu
     };
     call.here(&app, contract::Request::Tune { tuning }).await?;
     if let Some(bytes) = storage_limit {
-        app.handle()?.reader().set_storage_limit_bytes(bytes);
+        let limited = app.handle()?.limit_storage(bytes, app.deadline()).await;
+        limited.map_err(|error| Failure::call(error, Asked::Write))?;
     }
     Ok(answer::json(r#"{"status":"ok"}"#))
 }

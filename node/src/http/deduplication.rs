@@ -3,7 +3,6 @@
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::body::{Body, Bytes};
 use axum::extract::State;
@@ -14,7 +13,7 @@ use kv_core::contract::{self, Reply};
 use serde::Serialize;
 
 use super::App;
-use super::answer::{self, JsonWriter};
+use super::answer::{self, IDEMPOTENT_REPLAY, JsonWriter};
 use super::error::{Asked, Failure};
 use super::forward::{self, Done, LeaderRequest, Repeat};
 use super::query::Query;
@@ -55,6 +54,15 @@ impl Counters {
         }
     }
 
+    /// The leader decided it; this node gave the answer.
+    pub(crate) fn after_relayed(&self, pair: Pair, response: &Response) {
+        if response.headers().contains_key(IDEMPOTENT_REPLAY) {
+            self.count_replay();
+        } else if pair == Pair::Known && response.status().is_success() {
+            self.other_operations.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     pub(crate) fn note_first_result(
         &self,
         handle: &Handle,
@@ -70,23 +78,17 @@ impl Counters {
 
 fn pair(handle: &Handle, results: &Results, request: &RequestId, operation: OperationKind) -> Pair {
     let sessions = handle.sessions();
-    let now_ms = unix_ms();
-    let elsewhere = sessions.knows_pair(request, now_ms) && sessions.lookup(request, operation, now_ms).is_none();
-    let remembered = operation != OperationKind::Get && results.lookup(request).is_some();
+    let elsewhere = sessions.knows_pair(request) && sessions.held(request, operation).is_none();
+    let remembered = operation != OperationKind::Get && results.lookup(request, sessions.expiry()).is_some();
     if elsewhere || remembered { Pair::Known } else { Pair::New }
-}
-
-/// Near enough to entry time for statistics; results are decided by the replica.
-fn unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The body of `/deduplication_stats`.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub(crate) struct StatsDocument {
     service_name: String,
-    /// Results held: those of PUT and DELETE by the group, those of GET by this node.
+    /// Results held: those of PUT and DELETE by the group, until the first entry after their expiry; those of GET by
+    /// this node.
     current_cache_size: u64,
     unique_request_ids: u64,
     total_client_count: u64,
@@ -109,9 +111,8 @@ pub(crate) async fn stats(State(app): State<App>, request: Request<Body>) -> Res
     let sessions = handle.sessions();
     let group = sessions.counts();
     let local = app.results().counts();
-    let now_ms = unix_ms();
-    let requests = app.results().requests();
-    let alone: Vec<_> = requests.iter().filter(|request| !sessions.knows_pair(request, now_ms)).collect();
+    let requests = app.results().requests(sessions.expiry());
+    let alone: Vec<_> = requests.iter().filter(|request| !sessions.knows_pair(request)).collect();
     let new_clients: HashSet<_> =
         alone.iter().map(|request| &request.client_id).filter(|client| !sessions.knows_client(client)).collect();
     let replays = app.counters().replays.load(Ordering::Relaxed);
@@ -145,7 +146,8 @@ pub(crate) async fn request_status(State(app): State<App>, request: Request<Body
     let request = query.request_id()?.ok_or_else(|| Failure::missing("query", "client_id"))?;
     let handle = app.handle()?;
     if operation == OperationKind::Get {
-        return Ok(processed(app.results().lookup(&request).map(|result| result.body.to_vec())));
+        let remembered = app.results().lookup(&request, handle.sessions().expiry());
+        return Ok(processed(remembered.map(|result| result.body.to_vec())));
     }
     let asked = LeaderRequest { parts: &parts, body: &Bytes::new(), repeat: Repeat::Harmless, asked: Asked::Read };
     let here = contract::Request::RequestStatus { request, operation };

@@ -125,7 +125,8 @@ async fn get_once(
     question: Question,
     request: RequestId,
 ) -> Result<Response, Failure> {
-    if let Some(remembered) = app.results().lookup(&request) {
+    let expiry = handle.sessions().expiry();
+    if let Some(remembered) = app.results().lookup(&request, expiry) {
         return replay(app, &remembered, &question);
     }
     let shown = read(handle, &question.key, question.version).await?;
@@ -135,7 +136,7 @@ async fn get_once(
     app.counters().note_first_result(handle, app.results(), &request, OperationKind::Get);
     let body = axum::body::Bytes::from(shown.body);
     let first = Remembered { question: question.clone(), id: shown.id, body: body.clone() };
-    match app.results().remember(request, first) {
+    match app.results().remember(request, first, expiry) {
         Some(earlier) => replay(app, &earlier, &question),
         None => Ok(answer::at(answer::tagged(answer::json(body), shown.id), shown.at)),
     }
@@ -215,7 +216,10 @@ async fn write(
     let here = contract::Request::Write(command);
     let done = forward::carry_out(app, handle, request, here, app.deadline()).await?;
     let response = match done {
-        Done::Relayed(response) => Ok(response),
+        Done::Relayed(response) => {
+            app.counters().after_relayed(noted, &response);
+            Ok(response)
+        }
         Done::Here(reply) => {
             app.counters().after_write(noted, &reply);
             written(app, reply)

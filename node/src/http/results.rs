@@ -29,10 +29,9 @@ pub(crate) struct Remembered {
     pub(crate) body: Bytes,
 }
 
-pub(crate) struct Results {
-    expiry: Duration,
-    inner: Mutex<Inner>,
-}
+/// All that look at results name the age at which they expire: the group's setting then, which can change.
+#[derive(Default)]
+pub(crate) struct Results(Mutex<Inner>);
 
 #[derive(Default)]
 struct Inner {
@@ -52,21 +51,17 @@ pub(crate) struct ResultCounts {
 }
 
 impl Results {
-    pub(crate) fn new(expiry: Duration) -> Self {
-        Self { expiry, inner: Mutex::default() }
-    }
-
-    pub(crate) fn lookup(&self, request: &RequestId) -> Option<Arc<Remembered>> {
+    pub(crate) fn lookup(&self, request: &RequestId, expiry: Duration) -> Option<Arc<Remembered>> {
         let mut inner = self.lock();
-        inner.expire(Instant::now(), self.expiry);
+        inner.expire(Instant::now(), expiry);
         inner.by_request.get(request).cloned()
     }
 
     /// Some: another copy of the request was first, and this is its result.
-    pub(crate) fn remember(&self, request: RequestId, result: Remembered) -> Option<Arc<Remembered>> {
+    pub(crate) fn remember(&self, request: RequestId, result: Remembered, expiry: Duration) -> Option<Arc<Remembered>> {
         let now = Instant::now();
         let mut inner = self.lock();
-        inner.expire(now, self.expiry);
+        inner.expire(now, expiry);
         if let Some(earlier) = inner.by_request.get(&request) {
             return Some(Arc::clone(earlier));
         }
@@ -86,14 +81,14 @@ impl Results {
     }
 
     /// The requests remembered now.
-    pub(crate) fn requests(&self) -> Vec<RequestId> {
+    pub(crate) fn requests(&self, expiry: Duration) -> Vec<RequestId> {
         let mut inner = self.lock();
-        inner.expire(Instant::now(), self.expiry);
+        inner.expire(Instant::now(), expiry);
         inner.by_request.keys().cloned().collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().expect("nothing panics while it holds the results")
+        self.0.lock().expect("nothing panics while it holds the results")
     }
 }
 
@@ -116,6 +111,8 @@ impl Inner {
 mod tests {
     use super::*;
 
+    const MINUTE: Duration = Duration::from_secs(60);
+
     fn request(n: usize) -> RequestId {
         RequestId::new("client", &n.to_string()).unwrap()
     }
@@ -127,25 +124,23 @@ mod tests {
 
     #[test]
     fn the_first_of_two_copies_in_flight_is_the_result_of_both() {
-        let results = Results::new(Duration::from_secs(60));
-        assert!(results.remember(request(1), result("first")).is_none());
-        let kept = results.remember(request(1), result("second")).unwrap();
+        let results = Results::default();
+        assert!(results.remember(request(1), result("first"), MINUTE).is_none());
+        let kept = results.remember(request(1), result("second"), MINUTE).unwrap();
         assert_eq!(kept.body, "first");
         assert_eq!(results.counts().stored_total, 1);
     }
 
     #[test]
     fn the_oldest_goes_when_there_are_too_many_and_all_go_when_they_are_too_old() {
-        let results = Results::new(Duration::from_secs(60));
+        let results = Results::default();
         for n in 0..=RESULTS_MAX {
-            results.remember(request(n), result("x"));
+            results.remember(request(n), result("x"), MINUTE);
         }
-        assert!(results.lookup(&request(0)).is_none());
-        assert!(results.lookup(&request(1)).is_some());
-
-        let forgetful = Results::new(Duration::ZERO);
-        forgetful.remember(request(1), result("x"));
-        assert!(forgetful.lookup(&request(1)).is_none());
-        assert_eq!(forgetful.counts().sweeps_total, 1);
+        assert!(results.lookup(&request(0), MINUTE).is_none());
+        assert!(results.lookup(&request(1), MINUTE).is_some());
+        assert!(results.lookup(&request(1), Duration::ZERO).is_none(), "the setting of the moment counts");
+        assert!(results.requests(MINUTE).is_empty());
+        assert_eq!(results.counts().sweeps_total, 1);
     }
 }

@@ -2,7 +2,6 @@
 //! the node adds, and the original's document made from it.
 
 use std::collections::BTreeMap;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::body::Body;
 use axum::extract::State;
@@ -10,6 +9,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderValue, Request};
 use axum::response::{IntoResponse, Response};
 use kv_core::contract::{self, Reply};
+use kv_core::group::NodeName;
 use kv_core::message::Hello;
 use kv_core::status::{
     CorruptionReport, DamagedPlace, DiskStatus, Health, MemberStatus, MissingIds, NodeStatus, ReplicaStatus, Role,
@@ -23,7 +23,7 @@ use super::error::{Asked, Failure};
 use super::forward;
 use super::query::Query;
 use super::{App, Running};
-use crate::driver::{DamageAtRest, Handle};
+use crate::driver::{Clock, DamageAtRest, Handle};
 use crate::wal::RecoveryReport;
 
 /// What the node knows of itself, all of it.
@@ -77,9 +77,20 @@ fn corruption(recovery: &RecoveryReport, at_rest: DamageAtRest) -> CorruptionRep
 
 pub(crate) async fn replica_status(app: &App, handle: &Handle) -> Result<ReplicaStatus, Failure> {
     match ask(app, handle, contract::Request::Status).await? {
-        Reply::Status(status) => Ok(*status),
+        Reply::Status(status) => Ok(with_listed_urls(*status, &app.config().listed_urls)),
         other => Err(forward::unexpected(&other)),
     }
+}
+
+/// A member that was not heard since the start has the URL that the cluster file says.
+fn with_listed_urls(mut status: ReplicaStatus, listed: &BTreeMap<NodeName, String>) -> ReplicaStatus {
+    for member in status.members.iter_mut().filter(|member| member.url.is_none()) {
+        member.url = listed.get(&member.name).cloned();
+    }
+    if let Some(leader) = status.leader.as_mut().filter(|leader| leader.url.is_none()) {
+        leader.url = listed.get(&leader.name).cloned();
+    }
+    status
 }
 
 async fn hello(app: &App, handle: &Handle) -> Result<Hello, Failure> {
@@ -179,52 +190,62 @@ pub(crate) async fn cluster_status(State(app): State<App>, request: Request<Body
     Query::parse(request.uri().query(), &[])?;
     let handle = app.handle()?;
     let replica = replica_status(&app, handle).await?;
-    Ok(answer::document(&cluster_document(&replica, &app.config().url, unix_seconds())))
+    Ok(answer::document(&cluster_document(&replica, &app.config().url, handle.clock())))
 }
 
-fn cluster_document(replica: &ReplicaStatus, own_url: &str, now: f64) -> ClusterStatusDocument {
+fn cluster_document(replica: &ReplicaStatus, own_url: &str, clock: Clock) -> ClusterStatusDocument {
     let heartbeat_interval = Seconds::of_ms(replica.tuning.heartbeat_interval_ms);
     let own = SelfDocument { id: replica.name.to_string(), url: own_url.to_owned(), status: Health::Healthy };
     let leader_id = replica.leader.as_ref().map(|leader| leader.member_id);
     let is_other = |m: &&MemberStatus| m.member_id != replica.member_id && Some(m.member_id) != leader_id;
     let others = replica.members.iter().filter(is_other);
-    let followers = others.map(|member| (member.name.to_string(), peer(member, now))).collect();
+    let heard = Heard { clock, at_mono_ms: replica.at_mono_ms };
+    let followers = others.map(|member| (member.name.to_string(), peer(member, heard))).collect();
     if replica.role == Role::Leader {
         return ClusterStatusDocument::Leader(LeaderView { leader: own, followers, heartbeat_interval });
     }
-    let leader = leader_document(replica, now);
+    let leader = leader_document(replica, heard);
     ClusterStatusDocument::Follower(FollowerView { follower: own, leader, followers, heartbeat_interval })
 }
 
-fn peer(member: &MemberStatus, now: f64) -> PeerDocument {
-    let since = member.heard_ms_ago.map(seconds);
-    PeerDocument {
-        id: None,
-        url: member.url.clone(),
-        status: if since.is_none() { Health::Down } else { member.health },
-        last_heartbeat: since.map(|since| now - since),
-        seconds_since_last_heartbeat: since,
+/// What turns "so long before the status was told" into a time of day: the same for the same heartbeat, whenever it is
+/// asked for.
+#[derive(Clone, Copy)]
+struct Heard {
+    clock: Clock,
+    at_mono_ms: u64,
+}
+
+impl Heard {
+    fn unix_seconds(self, ms_ago: u64) -> f64 {
+        seconds(self.clock.unix_ms_at(self.at_mono_ms.saturating_sub(ms_ago)))
     }
 }
 
-fn leader_document(replica: &ReplicaStatus, now: f64) -> Option<PeerDocument> {
+fn peer(member: &MemberStatus, heard: Heard) -> PeerDocument {
+    let ms_ago = member.heard_ms_ago;
+    PeerDocument {
+        id: None,
+        url: member.url.clone(),
+        status: if ms_ago.is_none() { Health::Down } else { member.health },
+        last_heartbeat: ms_ago.map(|ms_ago| heard.unix_seconds(ms_ago)),
+        seconds_since_last_heartbeat: ms_ago.map(seconds),
+    }
+}
+
+fn leader_document(replica: &ReplicaStatus, heard: Heard) -> Option<PeerDocument> {
     let leader = replica.leader.as_ref()?;
     let member = replica.members.iter().find(|member| member.member_id == leader.member_id);
     // The first is forgotten when its connection is refused: its absence says that nobody leads, not never.
     let heard_ms_ago = replica.leader_heard_ms_ago.or(member.and_then(|member| member.heard_ms_ago));
-    let since = heard_ms_ago.map(seconds);
     let health = member.map_or(Health::Healthy, |member| member.health);
     Some(PeerDocument {
         id: Some(leader.name.to_string()),
         url: leader.url.clone(),
-        status: if since.is_none() { Health::Down } else { health },
-        last_heartbeat: since.map(|since| now - since),
-        seconds_since_last_heartbeat: since,
+        status: if heard_ms_ago.is_none() { Health::Down } else { health },
+        last_heartbeat: heard_ms_ago.map(|ms_ago| heard.unix_seconds(ms_ago)),
+        seconds_since_last_heartbeat: heard_ms_ago.map(seconds),
     })
-}
-
-fn unix_seconds() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 
 #[utoipa::path(get, path = "/snapshot", tag = "cluster", summary = "The whole state at one applied id, as a stream",

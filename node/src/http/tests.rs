@@ -14,6 +14,7 @@ fn config() -> HttpConfig {
     HttpConfig {
         name: NodeName::new("leader").unwrap(),
         url: "http://localhost:8000".to_owned(),
+        listed_urls: BTreeMap::new(),
         api_timeout: Duration::from_millis(200),
         value_bytes_max: 1000,
         segment_bytes_max: 1 << 20,

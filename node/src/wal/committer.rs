@@ -23,7 +23,7 @@ use queue::{Change, Queue, Swap, Work};
 const RETRY: Duration = Duration::from_millis(200);
 /// Bytes appended between two looks at the room left.
 const SPACE_CHECK_BYTES: usize = 1 << 20;
-/// The longest time between two looks: others fill the volume, too, and the storage limit can change.
+/// The longest time between two looks: others fill the volume, too.
 const SPACE_CHECK: Duration = Duration::from_secs(1);
 
 /// What the committer tells, on its own thread.
@@ -115,6 +115,11 @@ impl CommitterHandle {
     /// When there is too little room, the active segment is sealed: what is deleted can then be compacted away. Blocks.
     pub fn seal_when_short(&self) -> Result<(), String> {
         self.swap(Change::SealedWhenShort)
+    }
+
+    /// Goes by the storage limit of now: when this returns, it has been told whether there is room. Blocks.
+    pub fn look_at_limit(&self) -> Result<(), String> {
+        self.swap(Change::Limit)
     }
 
     fn swap(&self, change: Change) -> Result<(), String> {
@@ -210,12 +215,13 @@ impl<S: Storage, E: FnMut(CommitEvent)> Loop<S, E> {
             Change::Names => self.wal.reassert_names().map(|gone| warn_of(&gone)),
             Change::Nothing { if_listed } if self.wal.lists(&if_listed) => Ok(()),
             Change::Nothing { if_listed } => Err(WalError::Rule(format!("{} is not listed", if_listed.name()))),
+            Change::Limit => Ok(()),
             Change::SealedWhenShort => self.wal.seal_when_short(),
         };
         match changed {
             Ok(()) => {
-                let _nobody_waits = answer.send(Ok(()));
                 self.look_at_space();
+                let _nobody_waits = answer.send(Ok(()));
                 Next::GoOn
             }
             Err(error @ (WalError::Full | WalError::Rule(_))) => {

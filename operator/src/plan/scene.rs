@@ -213,6 +213,7 @@ pub(crate) fn status(ordinal: u32, role: Role, leader: Option<u32>, voters: &[u3
             quarantined: None,
             leader_heard_ms_ago: leader.map(|_| 0),
             lease_held: leads,
+            at_mono_ms: 0,
         },
         url: format!("http://demo-{ordinal}:8000"),
         peer_url: format!("http://demo-{ordinal}.demo-nodes.apps.svc:9000"),

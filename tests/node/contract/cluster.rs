@@ -47,11 +47,30 @@ async fn a_member_never_heard_is_down_without_times() {
         let never = json!({"status":"down","last_heartbeat":null,"seconds_since_last_heartbeat":null});
         let is_never = |name: &str| {
             let seen = &document["followers"][name];
+            let listed = cluster.nodes.iter().find(|node| node.name() == name).map(Node::url);
+            assert!(seen.is_null() || seen["url"].as_str() == listed.as_deref(), "the cluster file's URL: {seen}");
             never.as_object().unwrap().iter().all(|(member, value)| &seen[member] == value && seen.is_object())
         };
         document["leader"].is_null() && is_never("follower-1") && is_never("follower-2")
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_heartbeat_came_at_one_time_however_often_it_is_shown() {
+    let mut cluster = Cluster::manual().await;
+    cluster.allow("");
+    cluster.nodes[1].kill();
+    cluster.wait_seen(0, 1, "down").await;
+    let shown = async || {
+        let seen = cluster.nodes[0].get("/cluster_status").await.json()["followers"]["follower-1"].clone();
+        (seen["last_heartbeat"].clone(), seen["seconds_since_last_heartbeat"].clone())
+    };
+    let (at, ago) = shown().await;
+    for _ in 0..20 {
+        assert_eq!(shown().await.0, at);
+    }
+    assert!(shown().await.1.as_f64() > ago.as_f64());
 }
 
 #[tokio::test]

@@ -121,6 +121,38 @@ async fn statistics_show_the_numbers_of_the_example() {
     shows_the_example(&cluster.nodes[0]).await;
 }
 
+#[tokio::test]
+async fn statistics_count_what_was_given_through_this_node() {
+    let cluster = Cluster::manual().await;
+    let follower = &cluster.nodes[1];
+    let path = "/key/testkey?client_id=client1&request_id=req123";
+    follower.put_body(path, r#"{"value":"testvalue"}"#).await.ok();
+    follower.put_body(path, r#"{"value":"testvalue"}"#).await.ok();
+    cluster.settle().await;
+    follower.delete(path).await.ok();
+    let stats = follower.get("/deduplication_stats").await.ok().json();
+    has(
+        &stats,
+        &json!({"total_duplicates_detected":1,"same_operation_duplicates":1,"different_operation_duplicates":1}),
+    );
+}
+
+#[tokio::test]
+async fn results_of_reads_expire_by_the_group_s_setting_of_the_moment() {
+    let node = Site::new().node("leader", 0).fast().start().await;
+    node.put("a", "1").await.ok();
+    let first = r#"{"key":"a","value":1,"version":1}"#;
+    let path = "/key/a?client_id=c&request_id=1";
+    node.get(path).await.is(200, first);
+    node.put("a", "2").await.ok();
+    node.get(path).await.is(200, first);
+    node.post("/cluster/settings", r#"{"settings":{"dedup_expiry_seconds":1}}"#).await.ok();
+    kv_tests::wait_until("the result is forgotten", 20, || async {
+        node.get(path).await.text() == r#"{"key":"a","value":2,"version":2}"#
+    })
+    .await;
+}
+
 async fn shows_the_example(node: &Node) {
     let path = "/key/testkey?client_id=client1&request_id=req123";
     node.put_body(path, r#"{"value":"testvalue"}"#).await.ok();

@@ -63,6 +63,7 @@ impl Replica {
             lease_until_mono_ms: self.lease_until_ms(),
             deposed: self.deposed,
             leader_fell_silent: self.leader_fell_silent,
+            let_go: self.standing.let_go,
             forgotten: self.standing.forgotten && self.role_name() == RoleName::Learner,
             serves: self.hard.cluster_id.is_some()
                 && (self.hard.quarantine.is_none() || mutant::on(Mutant::QuarantinedServes))
@@ -146,6 +147,7 @@ impl Replica {
                 _ => self.leader.and(self.leader_heard.ago_ms(now.mono_ms)),
             },
             lease_held: self.lease_until_ms() >= now.mono_ms.max(1),
+            at_mono_ms: now.mono_ms,
         }
     }
 

@@ -29,6 +29,8 @@ pub(super) enum Change {
     Nothing {
         if_listed: SealedFile,
     },
+    /// The storage limit is another: whether there is room is looked at again.
+    Limit,
     /// The active segment is sealed, if there is too little room.
     SealedWhenShort,
 }
