@@ -84,7 +84,8 @@ pub struct Base {
     pub feature_level: FeatureLevel,
     /// Entries above the horizon that apply is known to have refused.
     pub refused: Vec<EntryId>,
-    /// The highest `ts` of the lines up to the horizon: time in the log goes on from there. 0: none had one.
+    /// The highest `ts` of the lines up to the horizon: time in the log goes on from there. 0: none had one, or the
+    /// group's feature level is below [`crate::group::TIME_IN_BASE`].
     #[serde(default, skip_serializing_if = "is_none")]
     pub ts_ms: u64,
 }

@@ -260,8 +260,11 @@ impl Default for Settings {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct FeatureLevel(pub u32);
 
+/// From this level on the base of a log says how far the time in it has come.
+pub const TIME_IN_BASE: FeatureLevel = FeatureLevel(2);
+
 /// The feature level of this build.
-pub const FEATURE_LEVEL: FeatureLevel = FeatureLevel(1);
+pub const FEATURE_LEVEL: FeatureLevel = TIME_IN_BASE;
 
 #[cfg(test)]
 mod tests {

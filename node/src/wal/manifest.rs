@@ -14,8 +14,12 @@ use super::storage::{Storage, StorageFile, read_up_to, sync, sync_dir};
 
 pub(crate) const MANIFEST_FILE: &str = "manifest.json";
 pub(crate) const MANIFEST_TEMPORARY: &str = "manifest.json.tmp";
-/// The format written, and the newest one read.
-pub const FORMAT_VERSION: u32 = 1;
+/// The newest format read. Written is the oldest one that has room for what the manifest holds, see [`format_of`].
+pub const FORMAT_VERSION: u32 = TIME_FORMAT;
+/// What the first releases read.
+const FIRST_FORMAT: u32 = 1;
+/// Since this one, `base` may hold `ts_ms`.
+const TIME_FORMAT: u32 = 2;
 /// Far above what a manifest of a million segments needs.
 const MANIFEST_BYTES_MAX: usize = 512 << 20;
 
@@ -77,10 +81,12 @@ pub struct Gap {
 }
 
 /// The truth on which files exist.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
-    pub format_version: u32,
+    /// Judged before the rest is read, and made up when it is written.
+    #[serde(skip_serializing)]
+    pub(crate) format_version: serde::de::IgnoredAny,
     /// The highest generation of a staged file that was ever listed.
     pub generation: u64,
     /// Raised when ids may be used again (truncate, install): positions noted under another lineage mean nothing.
@@ -109,6 +115,11 @@ pub enum ManifestError {
         "manifest.json is damaged: {0}; the member's promises are not known, so it must not run: empty the directory and let it join again"
     )]
     Damaged(String),
+    /// Its checksum holds, so this is what was written.
+    #[error(
+        "manifest.json is intact, but this release does not know all of it ({0}): use the newer release that wrote it"
+    )]
+    NotUnderstood(String),
     #[error("manifest.json has format version {found}, this release reads up to {FORMAT_VERSION}: use a newer release")]
     Newer { found: u64 },
 }
@@ -148,6 +159,11 @@ impl ActiveFile {
     }
 }
 
+/// A release that does not know a member must say that a newer one is needed.
+fn format_of(base: &Base) -> u32 {
+    if base.ts_ms == 0 { FIRST_FORMAT } else { TIME_FORMAT }
+}
+
 impl Manifest {
     /// Of an empty log; its first segment, number 1, must exist before this is stored.
     pub fn new(hard: HardState, base: Base) -> Self {
@@ -155,7 +171,7 @@ impl Manifest {
         let configuration = base.configuration.clone();
         let active = ActiveFile { number: 1, first, staged: None };
         Self {
-            format_version: FORMAT_VERSION,
+            format_version: serde::de::IgnoredAny,
             generation: 0,
             lineage: 0,
             hard,
@@ -193,7 +209,14 @@ impl Manifest {
     }
 
     pub(crate) fn encode(&self) -> Vec<u8> {
-        let mut open_line = serde_json::to_vec(self).expect("plain structs with string keys are JSON");
+        #[derive(Serialize)]
+        struct Versioned<'m> {
+            format_version: u32,
+            #[serde(flatten)]
+            manifest: &'m Manifest,
+        }
+        let versioned = Versioned { format_version: format_of(&self.base), manifest: self };
+        let mut open_line = serde_json::to_vec(&versioned).expect("plain structs with string keys are JSON");
         let brace = open_line.pop();
         assert_eq!(brace, Some(b'}'), "a struct is an object");
         let mut line = seal_line(open_line);
@@ -210,16 +233,61 @@ impl Manifest {
         let line = bytes.strip_suffix(b"\n").ok_or_else(|| damaged(&"it does not end"))?;
         let open_line = verify_line(line).map_err(|e| damaged(&e))?;
         let json = [open_line, b"}"].concat();
-        let AnyFormat { format_version } = serde_json::from_slice(&json).map_err(|e| damaged(&e))?;
+        let not_understood = |e: serde_json::Error| ManifestError::NotUnderstood(e.to_string());
+        let AnyFormat { format_version } = serde_json::from_slice(&json).map_err(not_understood)?;
         if format_version > u64::from(FORMAT_VERSION) {
             return Err(ManifestError::Newer { found: format_version });
         }
-        serde_json::from_slice(&json).map_err(|e| damaged(&e))
+        serde_json::from_slice(&json).map_err(not_understood)
     }
 
     /// Names of all listed files, final and staged.
     pub fn listed(&self) -> Vec<String> {
         let sealed = self.files.iter().flat_map(|f| std::iter::once(f.name()).chain(f.staged_name()));
         sealed.chain(std::iter::once(self.active.name())).chain(self.active.staged_name()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kv_core::entry::Epoch;
+    use kv_core::group::{MemberId, NodeName};
+    use kv_core::message::Promise;
+
+    use super::*;
+
+    fn manifest(ts_ms: u64) -> Manifest {
+        let hard = HardState {
+            member_id: MemberId(1),
+            name: NodeName::new("a").unwrap(),
+            cluster_id: None,
+            promise: Promise { epoch: Epoch(0), candidate: None },
+            incarnation: 1,
+            quarantine: None,
+            seen: std::collections::BTreeMap::new(),
+            committed: EntryId::ZERO,
+        };
+        Manifest::new(hard, Base { ts_ms, ..Base::default() })
+    }
+
+    #[test]
+    fn the_format_is_the_oldest_that_has_room_for_what_is_written() {
+        for (ts_ms, begins) in [(0, "{\"format_version\":1,"), (7, "{\"format_version\":2,")] {
+            let bytes = manifest(ts_ms).encode();
+            assert!(bytes.starts_with(begins.as_bytes()), "{}", String::from_utf8_lossy(&bytes));
+            assert_eq!(Manifest::decode(&bytes).unwrap(), manifest(ts_ms));
+        }
+    }
+
+    #[test]
+    fn an_intact_manifest_with_an_unknown_member_was_written_by_a_newer_release() {
+        let text = String::from_utf8(manifest(0).encode()).unwrap();
+        let open_line = text.rsplit_once(",\"crc\":").unwrap().0.replace("\"base\":{", "\"base\":{\"shape\":1,");
+        let sealed = [seal_line(open_line.into_bytes()), b"\n".to_vec()].concat();
+        let error = Manifest::decode(&sealed).unwrap_err();
+        assert!(matches!(error, ManifestError::NotUnderstood(_)), "{error}");
+        assert!(error.to_string().contains("newer release") && !error.to_string().contains("empty"), "{error}");
+        let torn = &sealed[..sealed.len() - 9];
+        assert!(matches!(Manifest::decode(torn), Err(ManifestError::Damaged(_))));
     }
 }

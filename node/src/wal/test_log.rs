@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use kv_core::command::{Key, Precondition, RequestId, Value};
 use kv_core::contract::Base;
 use kv_core::entry::{Body, Control, Entry, EntryId, Epoch};
-use kv_core::group::{ClusterId, Settings};
+use kv_core::group::{ClusterId, FEATURE_LEVEL, Settings};
 use kv_core::keyspace::Keyspace;
 use kv_core::sessions::{SessionRecord, Sessions};
 use kv_core::state_machine::StateMachine;
@@ -116,7 +116,7 @@ impl Log {
     pub(super) fn new(all: Vec<Entry>, segment_lines: &[usize], settings: Settings, meanwhile: usize) -> Self {
         let dir = tempfile::tempdir().expect("temporary directory");
         let storage = Arc::new(FileStorage::open(dir.path()).expect("storage"));
-        let base = Base { settings, ..Base::default() };
+        let base = Base { settings, feature_level: FEATURE_LEVEL, ..Base::default() };
         let mut machine = StateMachine::new(&base, SEED);
         let applied = all.len() - meanwhile;
         all[..applied].iter().for_each(|entry| drop(machine.apply(entry)));
@@ -166,7 +166,7 @@ impl Log {
 
     /// Every line there ever was, replayed up to `up_to`.
     pub(super) fn replayed(&self, settings: Settings, up_to: EntryId) -> StateMachine {
-        let mut machine = StateMachine::new(&Base { settings, ..Base::default() }, SEED);
+        let mut machine = StateMachine::new(&Base { settings, feature_level: FEATURE_LEVEL, ..Base::default() }, SEED);
         self.all.iter().take_while(|entry| entry.id <= up_to).for_each(|entry| drop(machine.apply(entry)));
         machine
     }
@@ -258,7 +258,8 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
 
 /// Makes entries of the steps: most SETs with the version that fits, some with a wrong one.
 pub(super) fn random_entries(steps: &[Step], initial: Settings) -> Vec<Entry> {
-    let mut machine = StateMachine::new(&Base { settings: initial, ..Base::default() }, SEED);
+    let mut machine =
+        StateMachine::new(&Base { settings: initial, feature_level: FEATURE_LEVEL, ..Base::default() }, SEED);
     let mut all = Vec::new();
     for (step, id) in steps.iter().zip(1_u64..) {
         let request = |n: &Option<u8>| n.and_then(|n| RequestId::new("client", &format!("r{n}")).ok());

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use kv_core::entry::{Body, Entry, EntryId, LineView, LogPosition};
 use kv_core::mutant::{self, Mutant};
 
-use super::selection::{Place, absorb, observe_time};
+use super::selection::{Place, absorb, observe_time, without_unknown};
 use super::{CompactionError, Run, Settled};
 use crate::compactor::CompactionOutcome;
 use crate::wal::manifest::FileKind;
@@ -130,6 +130,6 @@ impl<S: Storage> Run<S> {
         let files: Vec<SealedFile> = files.into_iter().flatten().collect();
         let generation = staging.generation();
         staging.keep()?;
-        Ok(CompactedBase { files, base, applied: settled.applied, generation, lineage, outcome })
+        Ok(CompactedBase { files, base: without_unknown(base), applied: settled.applied, generation, lineage, outcome })
     }
 }

@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use kv_core::command::Key;
 use kv_core::contract::Base;
 use kv_core::entry::{Control, EntryId, LineView, LogPosition};
-use kv_core::group::ConfigurationAt;
+use kv_core::group::{ConfigurationAt, TIME_IN_BASE};
 use kv_core::mutant::{self, Mutant};
 use roaring::RoaringTreemap;
 
@@ -104,6 +104,14 @@ pub(super) fn absorb(base: &mut Base, at: LogPosition, control: &Control) {
         Control::Feature(level) => base.feature_level = *level,
         Control::Epoch { .. } | Control::Lost { .. } => {}
     }
+}
+
+/// What the members of the group may not all know yet is left out.
+pub(super) fn without_unknown(mut base: Base) -> Base {
+    if base.feature_level < TIME_IN_BASE {
+        base.ts_ms = 0;
+    }
+    base
 }
 
 /// Time in the log goes on from the last line that has one, also when that is covered.

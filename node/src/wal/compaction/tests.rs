@@ -3,7 +3,7 @@
 
 use kv_core::command::{Entity, Precondition};
 use kv_core::entry::{Body, Control};
-use kv_core::group::{Configuration, ConfigurationAt, MemberId, Settings};
+use kv_core::group::{Configuration, ConfigurationAt, FEATURE_LEVEL, FeatureLevel, MemberId, Settings};
 use kv_core::state_machine::StateMachine;
 use proptest::prelude::*;
 
@@ -112,6 +112,14 @@ fn time_goes_on_from_a_line_that_is_covered_and_gone() {
     let compacted = log.compact().expect("readable").expect("sealed");
     log.swap(&compacted);
     assert_eq!(log.recovered(EntryId(2)).last_ts_ms(), 2000);
+}
+
+#[test]
+fn the_base_says_nothing_that_a_member_of_the_release_before_could_not_read() {
+    let earlier = Base { feature_level: FeatureLevel(1), ts_ms: 2000, ..Base::default() };
+    assert_eq!(selection::without_unknown(earlier.clone()).ts_ms, 0);
+    let raised = Base { feature_level: FEATURE_LEVEL, ..earlier };
+    assert_eq!(selection::without_unknown(raised).ts_ms, 2000);
 }
 
 #[test]

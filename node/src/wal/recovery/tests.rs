@@ -275,7 +275,7 @@ fn a_directory_of_something_else_is_refused() {
     let newer = volume(&[1], 1, 1);
     newer.tamper("manifest.json", |contents| {
         let text = String::from_utf8(contents.clone()).expect("JSON");
-        let open_line = text.replace("\"format_version\":1", "\"format_version\":2");
+        let open_line = text.replace("\"format_version\":1", "\"format_version\":3");
         let open_line = open_line.split(",\"crc\":").next().expect("a crc");
         let sealed = [&text[..0], std::str::from_utf8(&seal_line(open_line.into())).expect("JSON"), "\n"].concat();
         *contents = sealed.into_bytes();
