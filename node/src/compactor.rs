@@ -12,6 +12,7 @@ use time::OffsetDateTime;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 
+use crate::config::bounds::SCHEDULE_SECONDS_MAX;
 use crate::metrics::Metrics;
 
 /// Runs remembered for `/compaction/status`.
@@ -94,10 +95,14 @@ pub struct ConfigureDocument {
     pub changes: ScheduleChange,
 }
 
-/// The interval asked for is under [`INTERVAL_SECONDS_MIN`].
+/// An interval that no schedule may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("interval is {0} seconds, it must be at least {INTERVAL_SECONDS_MIN}")]
-pub struct IntervalTooShort(pub u64);
+#[error("must be {least} to {SCHEDULE_SECONDS_MAX} seconds")]
+pub struct IntervalOutOfRange {
+    /// As `/compaction/configure` calls it.
+    pub setting: &'static str,
+    least: u64,
+}
 
 struct State {
     schedule: CompactionSchedule,
@@ -161,9 +166,14 @@ impl Compactor {
     }
 
     /// Changes the schedule until the next start; nothing is changed on an error.
-    pub fn configure(&self, change: ScheduleChange) -> Result<ConfigureDocument, IntervalTooShort> {
-        if let Some(seconds) = change.interval_seconds.filter(|&s| s < INTERVAL_SECONDS_MIN) {
-            return Err(IntervalTooShort(seconds));
+    pub fn configure(&self, change: ScheduleChange) -> Result<ConfigureDocument, IntervalOutOfRange> {
+        for (setting, seconds, least) in [
+            ("interval", change.interval_seconds, INTERVAL_SECONDS_MIN),
+            ("min_interval", change.min_interval_seconds, 0),
+        ] {
+            if seconds.is_some_and(|seconds| !(least..=SCHEDULE_SECONDS_MAX).contains(&seconds)) {
+                return Err(IntervalOutOfRange { setting, least });
+            }
         }
         let mut state = self.state();
         state.schedule.enabled = change.enabled.unwrap_or(state.schedule.enabled);

@@ -4,6 +4,7 @@
 //! Precedence: flag, environment, file, default. [`flags`] declares every setting with its environment
 //! variable, its unit and its default; [`check`] turns them into a [`ServeConfig`].
 
+pub(crate) mod bounds;
 mod check;
 mod cluster_file;
 mod file;

@@ -73,6 +73,7 @@ impl Answer {
         let members: Vec<&String> = body.as_object().map(|o| o.keys().collect()).unwrap_or_default();
         assert!(members == ["detail"], "an error's body is detail alone: {self}");
         assert!(body["detail"].is_string() || body["detail"].is_array(), "detail is text or a list: {self}");
+        self.kv_id();
         self
     }
 

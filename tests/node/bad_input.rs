@@ -136,7 +136,15 @@ async fn unknown_query_values_are_named() {
     }
     node.post("/compaction/run?force=perhaps", "").await.is_error(422, "invalid_request").names("force");
     node.post("/compaction/configure?enabled=7", "").await.is_error(422, "invalid_request").names("enabled");
-    node.post("/compaction/configure?interval=-1", "").await.is_error(422, "invalid_request").names("interval");
+    for (query, part) in [
+        ("interval=-1", "interval"),
+        ("interval=18446744073709551615", "interval"),
+        ("min_interval=31536001", "min_interval"),
+    ] {
+        let answer = node.post(&format!("/compaction/configure?{query}"), "").await;
+        answer.is_error(422, "invalid_request").names(part);
+    }
+    node.post("/settings", r#"{"failover":"sometimes"}"#).await.is_error(422, "invalid_request").names("failover");
     is_unchanged(&node).await;
 }
 

@@ -33,6 +33,19 @@ pub enum Failover {
     Automatic,
 }
 
+impl std::str::FromStr for Failover {
+    type Err = &'static str;
+
+    /// As people write it: in capitals or not.
+    fn from_str(text: &str) -> Result<Self, &'static str> {
+        match text.to_ascii_lowercase().as_str() {
+            "manual" => Ok(Self::Manual),
+            "automatic" => Ok(Self::Automatic),
+            _ => Err("must be manual or automatic"),
+        }
+    }
+}
+
 /// What a running node can be tuned to; changes with [`Request::Tune`] until the next start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tuning {

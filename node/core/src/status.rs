@@ -59,7 +59,7 @@ pub struct CompactionSchedule {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskStatus {
-    /// Bytes of the data directory's files.
+    /// Bytes of the log's files; what is kept in `aside/` and `quarantine/` for people to look at comes on top.
     pub used_bytes: u64,
     /// Bytes free on the volume; None: it could not be asked.
     pub available_bytes: Option<u64>,

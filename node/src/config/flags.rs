@@ -12,18 +12,16 @@ use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use kv_core::contract::Failover;
 use kv_core::group::{DEDUP_LIMIT_MAX, HISTORY_LIMIT_MAX, NodeName};
 
+use super::bounds::{HEARTBEAT_SECONDS, SCHEDULE_SECONDS_MAX};
 use super::parse::{boolean, checked, listen_address, node_name, peer_url, seconds, url, whole};
 use super::{ConfigError, file};
 use crate::wal::OnDamage;
 
-/// 10 ms: below it, a busy machine looks like a dead one. 1 day.
-const HEARTBEAT_SECONDS: RangeInclusive<f64> = 0.01..=86_400.0;
 const SCRUB_SECONDS: RangeInclusive<f64> = 0.01..=86_400.0;
 const API_TIMEOUT_SECONDS: RangeInclusive<f64> = 0.1..=300.0;
 const DRAIN_SECONDS: RangeInclusive<f64> = 0.0..=3600.0;
-/// Up to a year.
-const INTERVAL_SECONDS: RangeInclusive<u64> = 1..=31_536_000;
-const MIN_INTERVAL_SECONDS: RangeInclusive<u64> = 0..=31_536_000;
+const INTERVAL_SECONDS: RangeInclusive<u64> = 1..=SCHEDULE_SECONDS_MAX;
+const MIN_INTERVAL_SECONDS: RangeInclusive<u64> = 0..=SCHEDULE_SECONDS_MAX;
 const DEDUP_EXPIRY_SECONDS: RangeInclusive<u64> = 1..=31_536_000;
 const DEDUP_RECORDS: RangeInclusive<u64> = 1..=DEDUP_LIMIT_MAX;
 const HISTORY_VERSIONS: RangeInclusive<u64> = 0..=HISTORY_LIMIT_MAX as u64;
@@ -304,11 +302,7 @@ pub(super) struct ResetIdentityFlags {
 }
 
 fn failover(text: &str) -> Result<Failover, String> {
-    match text.to_ascii_lowercase().as_str() {
-        "manual" => Ok(Failover::Manual),
-        "automatic" => Ok(Failover::Automatic),
-        _ => Err("must be manual or automatic".into()),
-    }
+    text.parse().map_err(str::to_owned)
 }
 
 fn on_damage(text: &str) -> Result<OnDamage, String> {

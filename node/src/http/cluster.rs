@@ -20,9 +20,8 @@ use super::body::{self, CALL_BYTES_MAX};
 use super::error::{Asked, Failure};
 use super::forward::{self, Done, LeaderRequest, Repeat};
 use super::query::Query;
+use crate::config::bounds::HEARTBEAT_SECONDS;
 
-/// Shortest and longest heartbeat times that can be set, in seconds.
-const HEARTBEAT_SECONDS: std::ops::RangeInclusive<f64> = 0.01..=86_400.0;
 /// Random bytes of a cluster id that a recovery makes up.
 const CLUSTER_ID_BYTES: usize = 8;
 
@@ -243,7 +242,7 @@ fn drawn_cluster_id() -> Result<ClusterId, Failure> {
 struct TuneCall {
     heartbeat_interval: Option<f64>,
     heartbeat_timeout: Option<f64>,
-    failover: Option<Failover>,
+    failover: Option<String>,
     /// The outer None: absent; the inner: null, no limit.
     #[serde(default, deserialize_with = "present")]
     storage_limit: Option<Option<u64>>,
@@ -265,7 +264,7 @@ pub(crate) async fn tune(State(app): State<App>, request: Request<Body>) -> Resu
     let tuning = TuningChange {
         heartbeat_interval_ms: milliseconds("heartbeat_interval", heartbeat_interval)?,
         heartbeat_timeout_ms: milliseconds("heartbeat_timeout", heartbeat_timeout)?,
-        failover,
+        failover: failover.map(|text| failover_of(&text)).transpose()?,
     };
     call.here(&app, contract::Request::Tune { tuning }).await?;
     if let Some(bytes) = storage_limit {
@@ -273,6 +272,10 @@ pub(crate) async fn tune(State(app): State<App>, request: Request<Body>) -> Resu
         limited.map_err(|error| Failure::call(error, Asked::Write))?;
     }
     Ok(answer::json(r#"{"status":"ok"}"#))
+}
+
+fn failover_of(text: &str) -> Result<Failover, Failure> {
+    text.parse().map_err(|reason: &str| Failure::invalid("body", "failover", reason))
 }
 
 fn milliseconds(member: &str, seconds: Option<f64>) -> Result<Option<u64>, Failure> {

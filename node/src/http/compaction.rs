@@ -85,6 +85,6 @@ pub(crate) async fn configure(State(app): State<App>, request: Request<Body>) ->
         min_interval_seconds: query.number("min_interval")?,
     };
     let configured = app.running()?.compactor.configure(change);
-    let document = configured.map_err(|error| Failure::invalid("query", "interval", error.to_string()))?;
+    let document = configured.map_err(|error| Failure::invalid("query", error.setting, error.to_string()))?;
     Ok(answer::document(&document))
 }

@@ -44,6 +44,7 @@ pub(crate) enum Code {
     Behind,
     IdentityMismatch,
     NameTaken,
+    /// What was asked presupposes another state of the group or of the node.
     Conflict,
     Unauthorized,
     /// Our bug, or damage on disk.
@@ -71,7 +72,7 @@ impl Code {
             Self::Behind => (StatusCode::CONFLICT, "behind"),
             Self::IdentityMismatch => (StatusCode::CONFLICT, "identity_mismatch"),
             Self::NameTaken => (StatusCode::CONFLICT, "name_taken"),
-            Self::Conflict => (StatusCode::CONFLICT, "conflict"),
+            Self::Conflict => (StatusCode::CONFLICT, "precondition_failed"),
             Self::Unauthorized => (StatusCode::UNAUTHORIZED, "unauthorized"),
             Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
         }
@@ -309,7 +310,7 @@ mod tests {
             (Refusal::Behind { ahead: name() }, 409, "behind", "follower-1"),
             (mismatch, 409, "identity_mismatch", "cluster_id c1, member_id 000000000000000a, config_id 7, epoch 3"),
             (Refusal::NameTaken { holder: MemberId(10) }, 409, "name_taken", "000000000000000a"),
-            (Refusal::Conflict("one at a time".to_owned()), 409, "conflict", "one at a time"),
+            (Refusal::Conflict("one at a time".to_owned()), 409, "precondition_failed", "one at a time"),
             (Refusal::Invalid("seven voters".to_owned()), 422, "invalid_request", "seven voters"),
         ] {
             let (got_status, got_code, body) = shown(refusal.into()).await;

@@ -17,7 +17,7 @@ use super::{App, cluster, compaction, deduplication, history, keys, probes, stat
         Every answer carries `X-Kv-Id`, the id applied on the node that answers. Every error carries a stable code \
         in `X-Kv-Error`. The same request is answered on any node: what only the leader can do is forwarded to it.\n\n\
         Only what is no request yet is answered below all this, with a bare 400, 414 or 431: a head that is \
-        malformed or longer than 64 KiB."),
+        malformed or too long. One of 64 KiB is always taken."),
     paths(
         keys::get, keys::put, keys::delete, history::history, history::versions, keys::list,
         deduplication::stats, deduplication::request_status,

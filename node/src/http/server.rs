@@ -21,7 +21,8 @@ use tower::Service;
 /// Most client connections at once; later ones wait in the kernel's backlog until one ends.
 pub const CONNECTIONS_MAX: usize = 4096;
 
-/// Most bytes of a request's head, and the read buffer of a connection.
+/// The read buffer of a connection: a head of this length is taken. hyper looks at the limit before it reads more, so that
+/// some that are longer, up to twice this, are taken, too.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 
 /// After a failed accept (no file descriptors left, most likely) nothing is accepted for this long.

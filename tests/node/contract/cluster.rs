@@ -148,7 +148,7 @@ async fn the_group_s_settings_change_by_an_entry() {
 #[tokio::test]
 async fn a_node_s_settings_change_until_it_restarts() {
     let node = Site::new().node("leader", 0).fast().start().await;
-    node.post("/settings", r#"{"heartbeat_interval":0.5,"heartbeat_timeout":5,"failover":"automatic"}"#).await.ok();
+    node.post("/settings", r#"{"heartbeat_interval":0.5,"heartbeat_timeout":5,"failover":"Automatic"}"#).await.ok();
     assert_eq!(node.get("/cluster_status").await.json()["heartbeat_interval"], 0.5);
     node.post("/settings", r#"{"storage_limit":67108864}"#).await.ok();
     let shown = node.status().await;
