@@ -10,6 +10,7 @@ use crate::command::{Command, OperationKind, RequestId};
 use crate::entry::{Entry, EntryId, Epoch, LogPosition};
 use crate::group::{ClusterId, Configuration, ConfigurationAt, FeatureLevel, MemberId, MemberInfo, NodeName, Settings};
 use crate::message::{Hello, Message, Promise, Seen};
+use crate::mutant::{self, Mutant};
 use crate::state_machine::StateMachine;
 use crate::status::ReplicaStatus;
 
@@ -538,6 +539,7 @@ impl View {
     /// cut off from a majority that goes on without it, answers none until it has heard who leads, or leads again.
     pub fn answers_default_reads(&self, mono_ms: u64) -> bool {
         let leads = self.role == crate::status::Role::Leader;
-        self.serves && !self.deposed && (!leads || self.lease_until_mono_ms > mono_ms)
+        let is_deposed = self.deposed && !mutant::on(Mutant::DeposedAnswersReads);
+        self.serves && !is_deposed && (!leads || self.lease_until_mono_ms > mono_ms)
     }
 }

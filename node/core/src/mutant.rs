@@ -45,6 +45,12 @@ mutants! {
     FollowOlderLeader,
     /// An epoch is promised durably before it is claimed.
     ClaimEpochBeforePromise,
+    /// Without failover of its own a member never campaigns unless it was told to.
+    CampaignUntold,
+    /// A campaign by time-out means nothing to a voter that hears its leader.
+    VoteWhileLed,
+    /// An uninitialised member never votes.
+    UninitialisedVotes,
 
     // Log and acknowledgements.
     /// An entry is durable before it is acknowledged.
@@ -85,6 +91,8 @@ mutants! {
     // Leading.
     /// A new leader appends an entry of its own epoch, to commit what it inherited.
     NoEpochStart,
+    /// A new leader's time goes on from all that it inherited, not only from what it has applied.
+    TimeByApplied,
     /// On an empty log it appends none: the first write of a group has id 1.
     EpochStartOnEmptyLog,
     /// A new leader decides no write before it has applied all that it inherited.
@@ -93,6 +101,12 @@ mutants! {
     ReadBeforeInherited,
     /// A deposed leader never says of a pending write that it was not proposed.
     DeposedSaysNotProposed,
+    /// A deposed leader answers no default read before it has heard who leads.
+    DeposedAnswersReads,
+    /// Where members campaign by themselves, a leader that no majority is heard by steps down.
+    LeadUnheard,
+    /// The only voter sends nothing that is not on its disk.
+    SendUndurableAlone,
     /// A linearizable read is confirmed by a majority.
     ReadWithoutRound,
     /// A read waits for a round that began after it arrived.
@@ -119,6 +133,8 @@ mutants! {
     TimeByWallClock,
 
     // Membership.
+    /// A member says that it is founded only when that is on its disk.
+    AnswerBeforeFounded,
     /// No change of voters before an entry of the leader's own epoch is committed.
     ChangeBeforeOwnEpoch,
     /// One change of voters at a time.
@@ -151,6 +167,10 @@ mutants! {
     ShowUndurable,
     /// A quarantined member that may not vote does not.
     QuarantinedVotes,
+    /// A vote that a copied volume knows of stands when it is found out.
+    ReplaceKnownVote,
+    /// A quarantined member confirms no leader.
+    QuarantinedConfirms,
     /// A quarantined member never campaigns.
     QuarantinedCampaigns,
     /// A quarantined member serves nothing.

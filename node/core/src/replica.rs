@@ -395,7 +395,8 @@ impl Replica {
     }
 
     fn on_message(&mut self, now: Now, from: MemberId, message: Message) {
-        if self.hard.cluster_id.is_none() && !matches!(message, Message::Heartbeat(_) | Message::Append(_)) {
+        let is_heeded = matches!(message, Message::Heartbeat(_) | Message::Append(_));
+        if self.hard.cluster_id.is_none() && !is_heeded && !mutant::on(Mutant::UninitialisedVotes) {
             return; // an empty volume neither votes nor answers for a group
         }
         if self.is_of_another_group(from) && !matches!(message, Message::Show { .. }) {

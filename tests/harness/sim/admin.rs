@@ -266,6 +266,8 @@ impl World {
         let reached = match (order, reply) {
             // A founder that has lost its volume since is added like anybody else.
             (Order::Bootstrap, Reply::Done { .. } | Reply::Refused(Refusal::Invalid(_))) => {
+                let is_done = matches!(reply, Reply::Done { .. });
+                assert!(!is_done || self.nodes[place.node].volume.ledger.is_member, "is founded, but not on its disk");
                 return self.is_founded(place.node);
             }
             (Order::Learner, Reply::Done { .. }) => Reached::LearnerAdded,

@@ -146,6 +146,7 @@ impl World {
 
     fn pause(&mut self, index: usize) {
         self.coverage.count(Reached::Paused);
+        self.watch_paused(index);
         let pause_us = self.random.between(10_000, 2_000_000);
         self.nodes[index].paused_until_us = self.now_us + pause_us;
         self.tell(index, format_args!("is stopped for {} ms", pause_us / 1000));

@@ -17,6 +17,7 @@ mod evidence;
 mod ledger;
 mod log;
 mod rules;
+mod standing;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -33,6 +34,8 @@ use evidence::Evidence;
 pub(crate) use ledger::Ledger;
 pub(crate) use rules::Log;
 use rules::Rules;
+use standing::Standing;
+pub(crate) use standing::leads_in;
 
 /// A line, with its epoch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,6 +88,7 @@ pub(crate) struct Watch {
     applied_here: BTreeMap<Place, EntryId>,
     rules: Rules,
     evidence: Evidence,
+    standing: Standing,
     graveyard: Vec<Ledger>,
     /// The highest id that an answer has shown.
     floor: EntryId,
@@ -111,6 +115,7 @@ impl Watch {
             applied_here: BTreeMap::new(),
             rules: Rules::default(),
             evidence: Evidence::default(),
+            standing: Standing::default(),
             graveyard: Vec::new(),
             floor: EntryId::ZERO,
             rounds: 0,

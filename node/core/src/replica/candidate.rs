@@ -44,7 +44,8 @@ impl Replica {
     pub(super) fn may_campaign(&self) -> bool {
         // The only voter has nobody to wait for or to be told by.
         let told = self.lead_wanted || !self.lead_waiting.is_empty();
-        let willing = self.tuning.failover == Failover::Automatic || told || self.is_only_voter();
+        let by_itself = self.tuning.failover == Failover::Automatic || mutant::on(Mutant::CampaignUntold);
+        let willing = by_itself || told || self.is_only_voter();
         willing && self.is_electable() && !matches!(self.role, Role::Leader(_))
     }
 
@@ -181,7 +182,7 @@ impl Replica {
     /// A campaign by time-out means nothing to a voter that hears its leader (Raft thesis, 4.2.3).
     fn heeds(&self, now: Now, from: MemberId, request: &VoteRequest) -> bool {
         let undisturbed = self.leader_is_alive(now) && self.leader != Some(from);
-        request.kind == VoteKind::Directed || !undisturbed
+        request.kind == VoteKind::Directed || !undisturbed || mutant::on(Mutant::VoteWhileLed)
     }
 
     fn would_vote(&self, now: Now, from: MemberId, request: &VoteRequest) -> bool {

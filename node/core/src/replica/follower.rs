@@ -123,7 +123,7 @@ impl Replica {
 
     /// This volume is known to be the newest of its member.
     fn is_believed(&self) -> bool {
-        self.is_shown() && self.hard.quarantine.is_none()
+        self.is_shown() && (self.hard.quarantine.is_none() || mutant::on(Mutant::QuarantinedConfirms))
     }
 
     pub(super) fn ack(&self, round: Round, result: AppendResult) -> AppendAck {

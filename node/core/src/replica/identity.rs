@@ -196,7 +196,8 @@ impl Replica {
         self.become_follower(now, epoch);
         self.leader = None;
         // A vote of this epoch that it knows of stands; one that it does not know of may have been given.
-        if seen.promise > self.epoch() || (seen.promise == self.epoch() && self.hard.promise.candidate.is_none()) {
+        let knows_none = self.hard.promise.candidate.is_none() || mutant::on(Mutant::ReplaceKnownVote);
+        if seen.promise > self.epoch() || (seen.promise == self.epoch() && knows_none) {
             self.hard.promise = Promise { epoch: seen.promise, candidate: Some(self.me()) };
         }
         self.persist.take_back_votes();

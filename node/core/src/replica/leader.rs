@@ -78,6 +78,9 @@ impl Replica {
 
     /// Time in the log never goes back, also behind entries that are not applied yet.
     fn observe_inherited_time(&mut self, now: Now) {
+        if mutant::on(Mutant::TimeByApplied) {
+            return;
+        }
         for id in self.applied().0 + 1..=self.log.last().id.0 {
             let entry = self.log.get(EntryId(id)).expect("what is not applied is in memory");
             if let Some(ts_ms) = entry.ts_ms {
@@ -96,7 +99,7 @@ impl Replica {
         let epoch = self.epoch();
         let Role::Leader(leader) = &mut self.role else { return };
         let was_unheard = std::mem::replace(&mut leader.is_unheard, heard < quorum::majority(voters));
-        if automatic && was_unheard && leader.is_unheard {
+        if automatic && was_unheard && leader.is_unheard && !mutant::on(Mutant::LeadUnheard) {
             self.note(Note::Unheard { epoch });
             self.become_follower(now, epoch);
             self.leader = None;
@@ -321,7 +324,8 @@ impl Replica {
     /// nothing from the entry on that removes it, until that is committed. Else it could be left with the
     /// longest log, and the others would wait for its vote for ever.
     fn last_to_send(&self, peer: MemberId) -> EntryId {
-        let last = if self.is_only_voter() { self.persist.durable() } else { self.log.last().id };
+        let alone = self.is_only_voter() && !mutant::on(Mutant::SendUndurableAlone);
+        let last = if alone { self.persist.durable() } else { self.log.last().id };
         let Role::Leader(leader) = &self.role else { return last };
         match leader.change.as_ref().and_then(|change| change.removal_of(peer)) {
             Some(removal) if removal > self.committed && !mutant::on(Mutant::SendRemovalToTheRemoved) => {

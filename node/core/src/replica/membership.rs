@@ -109,6 +109,9 @@ impl Replica {
             return self.when_durable(Then::Reply(token, Reply::Done { config_id }));
         }
         self.found(cluster_id, configuration, settings);
+        if mutant::on(Mutant::AnswerBeforeFounded) {
+            return self.reply(token, Reply::Done { config_id: EntryId::ZERO });
+        }
         self.when_durable(Then::Reply(token, Reply::Done { config_id: EntryId::ZERO }));
     }
 

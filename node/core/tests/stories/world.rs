@@ -148,6 +148,12 @@ impl World {
                 let from = self.nodes[from].disk.hard.member_id;
                 self.step(to, Input::Received { from, message: Message::Append(append) });
             }
+            ["late-acceptance", to, from, incarnation, start] => {
+                let from = self.nodes[from].disk.hard.member_id;
+                let number = |text: &str| text.parse().expect("a number");
+                let message = Message::Accepted { incarnation: number(incarnation), start_id: number(start) };
+                self.step(to, Input::Received { from, message });
+            }
             ["older-release", name] => drop(self.older.insert(name.into())),
             ["newer-release", name] => drop(self.older.remove(name)),
             ["older-group", ref names @ ..] => {

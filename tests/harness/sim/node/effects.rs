@@ -11,7 +11,7 @@ use super::{Happening, Place};
 use crate::sim::Profile;
 use crate::sim::coverage::Reached;
 use crate::sim::network::Packet;
-use crate::sim::watch::Log;
+use crate::sim::watch::{Log, leads_in};
 use crate::sim::world::{Event, World};
 
 /// Taken from the inbox in one round.
@@ -87,6 +87,7 @@ impl World {
                     Input::Request { token, .. } => self.watch_question(place, *token),
                     Input::Storage { full } => self.watch_told_full(place, *full),
                     Input::Connected { hello } => self.watch_told_connected(place, hello),
+                    Input::Disconnected { refused, .. } => self.watch_told_disconnected(place, *refused),
                     _ => {}
                 }
                 self.step(place, input);
@@ -97,7 +98,11 @@ impl World {
             }
             Happening::Received { from, message } => {
                 self.watch_received(place, from, &message);
+                let undisturbed = self.watch_disturbed(place, from, &message);
+                let leads_in = leads_in(&message);
                 self.step(place, Input::Received { from, message });
+                self.watch_undisturbed(place, undisturbed);
+                self.watch_stepped(place, from, leads_in);
             }
             Happening::SnapshotStaged(input) => self.snapshot_staged(place, input),
             Happening::Installed(input) => {
@@ -189,11 +194,20 @@ impl World {
                 self.watch_elected(place, *epoch);
                 Reached::Elected
             }
-            Note::Deposed { .. } => Reached::Deposed,
-            Note::Follows { .. } => Reached::EpochChanged,
+            Note::Deposed { .. } => {
+                self.watch_deposed(place);
+                Reached::Deposed
+            }
+            Note::Follows { epoch, .. } => {
+                self.watch_follows(place, *epoch);
+                Reached::EpochChanged
+            }
             Note::TailCut { .. } => Reached::TailCut,
             Note::Quarantined { reason } => {
                 let left = reason.starts_with("damaged");
+                if left {
+                    self.watch_left(place);
+                }
                 self.watch_quarantined(place, None, if left { Log::Whole } else { Log::Doubtful });
                 if left { Reached::LeftForSnapshot } else { Reached::StaleVolumeRefused }
             }

@@ -16,6 +16,8 @@ use super::rules::voters_in;
 pub(crate) struct Ledger {
     member: Option<MemberId>,
     incarnation: u64,
+    /// Of a group.
+    pub(crate) is_member: bool,
     /// The log as the replica has it.
     pub(super) asked: BTreeMap<EntryId, Line>,
     /// What the log said is durable.
@@ -42,8 +44,16 @@ impl Ledger {
     /// This much of the hard state is durable.
     pub(super) fn keeps(&mut self, hard: &HardState) {
         self.promise = hard.promise;
+        self.is_member = hard.cluster_id.is_some();
         self.is_quarantined = hard.quarantine.is_some();
         self.seen.clone_from(&hard.seen);
+    }
+
+    /// What is about to be kept replaces no vote of the same epoch.
+    pub(super) fn keeps_vote(&self, hard: &HardState) {
+        let Promise { epoch, candidate } = self.promise;
+        let is_kept = hard.promise.epoch > epoch || candidate.is_none() || hard.promise.candidate == candidate;
+        assert!(is_kept, "a vote is replaced: {:?} by {:?}", self.promise, hard.promise);
     }
 
     pub(super) fn last_asked(&self) -> EntryId {

@@ -25,6 +25,7 @@ impl World {
         self.watch_applied(place);
         self.compare_state(place);
         self.watch_started_in_a_group(place);
+        self.watch_may_campaign(place);
     }
 
     /// After the steps of a round.
@@ -32,6 +33,7 @@ impl World {
         self.watch.rounds += 1;
         self.watch_leader(place);
         self.check_leading(place);
+        self.watch_unheard(place);
         let has_applied = self.watch_applied(place);
         if has_applied && self.watch.rounds.is_multiple_of(COMPARE_EVERY) {
             self.compare_state(place);
@@ -183,9 +185,11 @@ impl World {
             }
             Persist::Truncate { .. } => {}
             Persist::State(state) | Persist::Found { state, .. } | Persist::Recover { state, .. } => {
+                ledger.keeps_vote(state);
                 ledger.keeps(state);
             }
             Persist::Install { state, position } => {
+                ledger.keeps_vote(state);
                 ledger.keeps(state);
                 let lines = (1..=position.id.0).map(EntryId);
                 ledger.durable = lines.filter_map(|id| Some((id, watch.line(id)?.clone()))).collect();
@@ -225,6 +229,8 @@ impl World {
     fn check_vote(&mut self, place: Place, candidate: MemberId, epoch: Epoch) {
         let Some(process) = self.nodes[place.node].process.as_ref() else { return };
         let Promise { epoch: promised, candidate: chosen } = self.nodes[place.node].volume.ledger.promise;
+        let is_member = self.nodes[place.node].volume.ledger.is_member;
+        assert!(is_member, "an uninitialised member votes in epoch {epoch}");
         let is_kept = promised > epoch || (promised == epoch && chosen == Some(candidate));
         assert!(is_kept, "a vote in epoch {epoch} that is not on the disk: {promised}, {chosen:?}");
         let first = *self.watch.votes.entry((process.member, epoch)).or_insert(candidate);
@@ -233,7 +239,8 @@ impl World {
 
     /// A new leader holds everything that was committed in the epochs before its own. (Its votes may have
     /// been given before a later leader was elected.)
-    pub(crate) fn watch_elected(&self, place: Place, epoch: Epoch) {
+    pub(crate) fn watch_elected(&mut self, place: Place, epoch: Epoch) {
+        self.note_elected(place);
         self.check_promised(place, epoch);
         let ledger = &self.nodes[place.node].volume.ledger;
         for (decided, id) in self.watch.canon.iter().zip(1..).filter(|(decided, _)| decided.known_by < epoch) {

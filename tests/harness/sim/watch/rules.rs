@@ -21,8 +21,8 @@ use crate::sim::world::{Waiter, World};
 /// Of the heartbeat time-out, from the sending of a round that a majority answered.
 pub(super) const LEASE_PERCENT: u64 = 90;
 /// Clocks drift by a twentieth, and what has arrived is looked at a little later.
-const SURELY_HEARD_PERCENT: u64 = 80;
-const PERHAPS_HEARD_PERCENT: u64 = 120;
+pub(super) const SURELY_HEARD_PERCENT: u64 = 80;
+pub(super) const PERHAPS_HEARD_PERCENT: u64 = 120;
 /// A hand-over ends by itself after a second, of a process that may have been stopped meanwhile.
 const HAND_OVER_US_MAX: u64 = 8_000_000;
 
@@ -75,6 +75,8 @@ impl Rules {
 
 impl World {
     pub(crate) fn watch_question(&mut self, place: Place, token: Token) {
+        let waiter = self.process(place).and_then(|process| process.waiting.get(&token)).cloned();
+        self.watch_told(place, waiter.as_ref());
         if let Some(question) = self.question(place, Some(token)) {
             self.watch.rules.questions.insert((place, token), question);
         }
@@ -105,6 +107,7 @@ impl World {
 
     pub(crate) fn watch_received(&mut self, place: Place, from: MemberId, message: &Message) {
         self.note_evidence(place, from, message);
+        self.note_standing(place, from, message);
         let rules = &mut self.watch.rules;
         rules.heard_us.insert((place, from), self.now_us);
         let (epoch, round) = match message {
@@ -119,6 +122,7 @@ impl World {
 
     pub(super) fn watch_rules_of_sending(&mut self, place: Place, to: MemberId, message: &Message) {
         self.check_evidence(place, to, message);
+        self.check_standing(place, message);
         let mono_ms = self.clock_of(place).mono_ms;
         let rules = &mut self.watch.rules;
         let is_quarantined = rules.quarantined.contains_key(&place);
@@ -296,6 +300,7 @@ impl World {
     pub(crate) fn watch_local_read(&self, place: Place) {
         let rules = &self.watch.rules;
         assert!(!rules.quarantined.contains_key(&place), "a quarantined member answers a read");
+        self.check_read_by_deposed(place);
         let Some(process) = self.nodes[place.node].process.as_ref() else { return };
         let now = self.clock_of(place);
         let view = process.replica.view(now);
@@ -313,6 +318,7 @@ impl World {
     }
 
     pub(crate) fn watch_quarantined(&mut self, place: Place, until: Option<EntryId>, log: Log) {
+        self.note_quarantine_begins(place);
         let committed = EntryId(self.watch.committed());
         if log == Log::Whole {
             self.watch.rules.whole.insert(place);
@@ -352,6 +358,7 @@ impl World {
 
     pub(crate) fn watch_told_connected(&mut self, place: Place, hello: &Hello) {
         self.watch.rules.connected.insert((place, hello.member_id));
+        self.note_connected(place, hello.member_id);
         self.watch_connected(place, hello);
     }
 
