@@ -23,7 +23,7 @@
 //! within a bound everything must be well again. A broken promise is a panic, caught and told with its seed.
 //!
 //! Reading order: this file, [`world`], [`node`], [`watch`]; then [`disk`], [`network`], [`faults`],
-//! [`clients`], [`admin`].
+//! [`clients`], [`admin`], [`recovery`], [`tuning`].
 
 mod admin;
 mod clients;
@@ -37,8 +37,10 @@ mod mutants;
 mod network;
 mod node;
 mod panics;
+mod recovery;
 mod shape;
 mod trace;
+mod tuning;
 mod watch;
 mod world;
 
@@ -142,11 +144,12 @@ impl World {
         }
     }
 
-    /// Everybody runs, has applied what anybody has, but for what is on its way now.
+    /// Everybody runs, in one group, and has applied what anybody has, but for what is on its way now.
     fn all_are_level(&self) -> bool {
         let newest = self.watch.committed();
         let is_level = |process: &node::Process| process.view.serves && process.applied().0 + 20 >= newest;
-        self.processes().count() == self.nodes.len() && self.processes().all(is_level)
+        let all_run = self.processes().count() == self.nodes.len();
+        all_run && self.processes().all(is_level) && self.are_of_one_group()
     }
 
     fn check_the_end(&mut self) {

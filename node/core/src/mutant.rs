@@ -154,6 +154,24 @@ mutants! {
     /// A member that is being removed gets nothing from the entry on that removes it, until that is committed.
     SendRemovalToTheRemoved,
 
+    // Recovery by hand, and live settings.
+    /// Nobody is recovered by hand who leads or hears a leader.
+    RecoverBesideLeader,
+    /// A recovery by hand is carried out only in the epoch that it was decided on.
+    RecoverAtAnyEpoch,
+    /// A recovery by hand is durable before it is answered.
+    AnswerRecoveryUndurable,
+    /// Members of another group are told so, and nothing else.
+    SpeakToOtherGroups,
+    /// No configuration from before a recovery by hand is in force again.
+    RecoveryKeepsConfiguration,
+    /// A compaction that began before a recovery by hand brings no configuration back.
+    CompactionUndoesRecovery,
+    /// A heartbeat time-out is above the interval.
+    TimeoutBelowInterval,
+    /// A new heartbeat interval is in force at once.
+    TuneLater,
+
     // Identity.
     /// A volume older than what was seen of its member is refused.
     AcceptRestoredVolume,
@@ -243,6 +261,8 @@ mutants! {
     DamagedWithoutQuarantine,
     /// A manifest is synced before it takes the place of the old one.
     StoreManifestUnsynced,
+    /// A repaired file is in its place durably before it is called repaired.
+    RepairUnsynced,
     /// A cut tail is saved aside.
     CutWithoutSaving,
 }

@@ -367,6 +367,11 @@ impl Replica {
         self.installing
     }
 
+    /// As it was told last.
+    pub fn tuning(&self) -> Tuning {
+        self.tuning
+    }
+
     pub fn state(&self) -> &StateMachine {
         &self.state
     }
@@ -399,7 +404,8 @@ impl Replica {
         if self.hard.cluster_id.is_none() && !is_heeded && !mutant::on(Mutant::UninitialisedVotes) {
             return; // an empty volume neither votes nor answers for a group
         }
-        if self.is_of_another_group(from) && !matches!(message, Message::Show { .. }) {
+        let is_strange = self.is_of_another_group(from) && !matches!(message, Message::Show { .. });
+        if is_strange {
             return;
         }
         self.peer(from).heard.mark(now.mono_ms);
@@ -514,8 +520,13 @@ impl Replica {
         self.reply(token, Reply::Refused(refusal));
     }
 
+    /// Who is of another group by now is told so, and nothing else: it would take a heartbeat or a late vote for one of
+    /// its own group.
     fn send(&mut self, to: MemberId, message: Message) {
-        self.effects.push(Effect::Send { to, message });
+        let is_strange = self.is_of_another_group(to) && !matches!(message, Message::Show { .. });
+        if !is_strange || mutant::on(Mutant::SpeakToOtherGroups) {
+            self.effects.push(Effect::Send { to, message });
+        }
     }
 
     fn note(&mut self, note: Note) {

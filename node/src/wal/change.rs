@@ -38,7 +38,9 @@ impl<S: Storage> Wal<S> {
     pub fn recover(&mut self, hard: HardState, configuration: ConfigurationAt) -> Result<(), WalError> {
         self.alive()?;
         let mut next = Manifest { hard: self.with_committed(hard), ..self.manifest.clone() };
-        next.base.configuration = configuration.clone();
+        if !mutant::on(Mutant::RecoveryKeepsConfiguration) {
+            next.base.configuration = configuration.clone();
+        }
         next.configuration = configuration;
         self.replace(next)?;
         self.configurations.clear();
@@ -73,7 +75,8 @@ impl<S: Storage> Wal<S> {
             return Err(WalError::Rule(format!("the log has changed since a compaction up to {horizon} began")));
         }
         let mut next = Manifest { base, generation: self.manifest.generation.max(generation), ..self.manifest.clone() };
-        if self.manifest.base.configuration.id >= next.base.configuration.id {
+        let is_newer = self.manifest.base.configuration.id >= next.base.configuration.id;
+        if is_newer && !mutant::on(Mutant::CompactionUndoesRecovery) {
             // Unless it is the same one, the group was recovered by hand since the compaction began.
             next.base.configuration = self.manifest.base.configuration.clone();
         }

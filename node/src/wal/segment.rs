@@ -107,7 +107,7 @@ impl<F: StorageFile> LogFile<F> {
     }
 
     /// As the manifest lists it, but for names; None: it is active.
-    pub(crate) fn listed(&self) -> Option<SealedFile> {
+    pub fn listed(&self) -> Option<SealedFile> {
         let crc = *self.crc.get()?;
         let Self { kind, number, first, .. } = *self;
         let extent = self.extent();

@@ -28,6 +28,15 @@ pub(crate) enum Order {
     TakeName(MemberId),
     HandOver,
     Settings,
+    Tune,
+    /// With a time-out that no interval fits into.
+    TuneWrongly,
+    /// The majority is lost.
+    Recover,
+    /// Decided on something else.
+    RecoverWrongly,
+    /// While a leader is there.
+    RecoverNeedlessly,
 }
 
 #[derive(Debug, Default)]
@@ -55,10 +64,8 @@ impl World {
             self.choose_founders();
         } else if self.admin.founded.iter().any(|done| !done) {
             self.found();
-        } else if self.admin.repairs {
-            self.repair();
         } else {
-            self.meddle();
+            self.work();
         }
         self.admin.has_led |= self.leader().is_some();
         if self.shape.is_manual || !self.admin.has_led {
@@ -66,9 +73,14 @@ impl World {
         }
     }
 
-    /// The voters that the group began with.
-    pub(crate) fn founders(&self) -> Vec<MemberId> {
-        self.admin.founders.iter().map(|info| info.member_id).collect()
+    fn work(&mut self) {
+        self.administer_recovery();
+        self.administer_tuning();
+        if self.admin.repairs {
+            self.repair();
+        } else {
+            self.meddle();
+        }
     }
 
     pub(crate) fn cluster_id() -> ClusterId {
@@ -80,6 +92,7 @@ impl World {
         let infos: Vec<MemberInfo> = (0..voters).filter_map(|index| self.info(index)).collect();
         if infos.len() == voters {
             self.admin.founded = vec![false; voters];
+            self.watch.founded(infos.iter().map(|info| info.member_id).collect());
             self.admin.founders = infos;
         }
     }
@@ -177,7 +190,7 @@ impl World {
         let Some(leader) = self.leader() else { return };
         for index in 0..self.nodes.len() {
             let is_stranger = self.info(index).is_some_and(|info| !self.is_voter(leader, info.member_id));
-            if is_stranger && self.random.percent(percent) {
+            if is_stranger && !self.is_former_member(index) && self.random.percent(percent) {
                 self.add(leader.node, index, Order::Learner);
             }
         }
@@ -187,7 +200,7 @@ impl World {
         self.register_strangers(100);
     }
 
-    fn add(&mut self, at: usize, index: usize, order: Order) {
+    pub(crate) fn add(&mut self, at: usize, index: usize, order: Order) {
         let Some(member) = self.info(index) else { return };
         let leader = self.nodes[at].process.as_ref();
         let replaces = leader.is_some_and(|leader| {
@@ -247,13 +260,22 @@ impl World {
     }
 
     fn order(&mut self, index: usize, order: Order, request: Request) {
-        let token = Token(self.next_number());
+        let changes_voters = matches!(order, Order::Voter | Order::Remove);
+        if changes_voters && self.processes().any(|process| process.rot.is_some()) {
+            return; // the voters that there are can do without it: no others are asked for
+        }
         if self.admin.sent.len() < SENT_MAX {
             self.admin.sent.push((index, order, request.clone()));
         } else {
             let at = self.random.index(SENT_MAX);
             self.admin.sent[at] = (index, order, request.clone());
         }
+        self.order_once(index, order, request);
+    }
+
+    /// It does not come again later.
+    pub(crate) fn order_once(&mut self, index: usize, order: Order, request: Request) {
+        let token = Token(self.next_number());
         let Some(process) = self.nodes[index].process.as_mut() else { return };
         let place = process.place;
         process.waiting.insert(token, Waiter::Admin(order));
@@ -264,6 +286,10 @@ impl World {
     pub(crate) fn replied_to_admin(&mut self, place: Place, order: Order, reply: &Reply) {
         self.tell(place.node, format_args!("answers {order:?}: {reply:?}"));
         let reached = match (order, reply) {
+            (Order::Tune | Order::TuneWrongly, reply) => return self.replied_to_tuning(place, order, reply),
+            (Order::Recover | Order::RecoverWrongly | Order::RecoverNeedlessly, reply) => {
+                return self.replied_to_recovery(place, order, reply);
+            }
             // A founder that has lost its volume since is added like anybody else.
             (Order::Bootstrap, Reply::Done { .. } | Reply::Refused(Refusal::Invalid(_))) => {
                 let is_done = matches!(reply, Reply::Done { .. });

@@ -145,6 +145,12 @@ impl SimDisk {
         disk.names.get(name).map_or(0, |inode| disk.inodes[inode].now.len())
     }
 
+    /// As they can be read now. Empty: there is no such file.
+    pub(crate) fn bytes(&self, name: &str) -> Vec<u8> {
+        let disk = self.lock();
+        disk.names.get(name).map_or_else(Vec::new, |inode| disk.inodes[inode].now.clone())
+    }
+
     /// Flips a bit at rest, on the disk and in the cache.
     pub(crate) fn flip(&self, name: &str, byte: usize, bit: u32) {
         let mut disk = self.lock();

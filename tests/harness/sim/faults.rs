@@ -54,6 +54,9 @@ impl World {
         }
         let pause_us = self.random.between(PAUSE_US.0, PAUSE_US.1);
         self.at(self.now_us + pause_us, Event::Fault);
+        if self.shape.rots && self.random.percent(8) {
+            return self.rot_somebody();
+        }
         let index = self.random.index(self.shape.nodes);
         if self.shape.emphasis == Emphasis::Volumes && self.random.percent(30) {
             return self.meddle_with_volumes(index);
@@ -240,7 +243,7 @@ impl World {
         self.nodes[index].process.as_ref().map(|process| process.place)
     }
 
-    fn compact_here(&mut self, index: usize) {
+    pub(crate) fn compact_here(&mut self, index: usize) {
         if let Some(place) = self.running(index) {
             self.compact(place);
         }
@@ -271,7 +274,7 @@ impl World {
     }
 
     /// Another volume takes the place of the node's own.
-    fn bury(&mut self, index: usize, volume: Volume) {
+    pub(crate) fn bury(&mut self, index: usize, volume: Volume) {
         let old = std::mem::replace(&mut self.nodes[index].volume, volume);
         self.watch.bury(old.ledger);
     }
@@ -337,10 +340,22 @@ impl World {
         self.start_later(index);
     }
 
+    /// Who leads would hand over first.
+    fn rot_somebody(&mut self) {
+        let follows = |place: &Place| self.is_spare(place.node) && Some(*place) != self.leader();
+        let places: Vec<Place> = self.processes().map(|process| process.place).filter(follows).collect();
+        self.random.pick(&places).into_iter().for_each(|place| self.rot(place));
+    }
+
+    /// Somebody may be about to give up its own.
+    pub(crate) fn hold_volumes(&mut self) {
+        self.faults.volumes_last_until_us = self.now_us + 2 * HEARSAY_US;
+    }
+
     /// What a running node finds in its sealed files, and cannot make again.
     fn find_damage(&mut self, index: usize) {
         if let Some(place) = self.running(index).filter(|_| self.is_spare(index)) {
-            self.faults.volumes_last_until_us = self.now_us + 2 * HEARSAY_US;
+            self.hold_volumes();
             let reason = "damaged: a sealed file".to_owned();
             self.arrives(place, Happening::Step(Input::Damaged { reason }));
         }
@@ -420,8 +435,9 @@ impl World {
         let ledger = &self.nodes[index].volume.ledger;
         let is_tight = self.profile == Profile::Tight;
         let is_older = |saved: &Ledger| saved.is_older_than(ledger) || (is_tight && saved.is_from_before(ledger));
+        let is_same = |saved: &Ledger| saved.member() == ledger.member() && saved.cluster() == ledger.cluster();
         let fits = |(of, saved): &(usize, Volume)| {
-            let is_older = saved.ledger.member() == ledger.member() && is_older(&saved.ledger);
+            let is_older = is_same(&saved.ledger) && is_older(&saved.ledger);
             *of == index && is_older && !self.was_alone(&saved.ledger) && self.is_outdated(&saved.ledger)
         };
         let mut saved = self.faults.saved.iter();
@@ -430,7 +446,7 @@ impl World {
 
     /// A copy of the only voter has nobody to ask: `docs/correctness.md`, *What escapes*.
     fn was_alone(&self, ledger: &Ledger) -> bool {
-        ledger.voters().unwrap_or_else(|| self.founders()).len() == 1
+        self.voters_of_volume(ledger).len() == 1
     }
 
     /// The voters of the copy's time that still have their volumes are there and hold everything, also those that the
@@ -438,7 +454,7 @@ impl World {
     /// it (`docs/correctness.md`, *What escapes*).
     fn is_outdated(&self, copy: &Ledger) -> bool {
         let newest = EntryId(self.watch.committed());
-        let voters = copy.voters().unwrap_or_else(|| self.founders());
+        let voters = self.voters_of_volume(copy);
         let others = self.nodes.iter().filter(|node| node.volume.ledger.member() != copy.member());
         let mut asked =
             others.filter(|node| node.volume.ledger.member().is_some_and(|member| voters.contains(&member)));
@@ -477,12 +493,15 @@ impl World {
     }
 
     /// The node's volume may go: the others are a majority without it, and one that has everything.
-    fn is_spare(&self, index: usize) -> bool {
-        let Some(leader) = self.leader().filter(|_| self.now_us >= self.faults.volumes_last_until_us) else {
-            return false;
-        };
+    pub(crate) fn is_spare(&self, index: usize) -> bool {
         let Some(member) = self.nodes[index].process.as_ref().map(|process| process.member) else { return false };
-        self.is_one_of_many(leader, member) && self.is_whole(leader)
+        self.whole_group().is_some_and(|leader| self.is_one_of_many(leader, member))
+    }
+
+    /// The leader of one that has everything, and in which nobody is about to give its volume up.
+    pub(crate) fn whole_group(&self) -> Option<Place> {
+        let leader = self.leader().filter(|_| self.now_us >= self.faults.volumes_last_until_us)?;
+        self.is_whole(leader).then_some(leader)
     }
 
     /// The others are a majority.

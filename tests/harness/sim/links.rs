@@ -70,12 +70,18 @@ impl World {
         let is_stopped = self.nodes[index].paused_until_us > self.now_us;
         let there = (there.place, there.replica.hello());
         let Some(here) = self.process(place).map(|process| process.replica.hello()) else { return Dialed::Failed };
-        let clusters = (&here.cluster_id, &there.1.cluster_id);
-        let is_foreign = matches!(clusters, (Some(mine), Some(theirs)) if mine != theirs);
-        if is_stopped || is_foreign || there.1.member_id != member || here.member_id == member {
+        let are_strangers = self.are_strangers(place, there.0);
+        if is_stopped || are_strangers || there.1.member_id != member || here.member_id == member {
             return Dialed::Failed;
         }
         self.connect((place, here), there)
+    }
+
+    /// No handshake succeeds between members of two groups.
+    pub(crate) fn are_strangers(&self, place: Place, there: Place) -> bool {
+        let process = |place: Place| self.nodes[place.node].process.as_ref();
+        let group = |place: Place| process(place).and_then(|process| process.replica.hello().cluster_id);
+        matches!((group(place), group(there)), (Some(mine), Some(theirs)) if mine != theirs)
     }
 
     fn connect(&mut self, (here, my_hello): (Place, Hello), (there, their_hello): (Place, Hello)) -> Dialed {

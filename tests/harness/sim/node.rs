@@ -13,6 +13,7 @@ mod compaction;
 mod effects;
 mod log;
 mod reading;
+mod scrubbing;
 mod snapshots;
 mod start;
 
@@ -27,6 +28,7 @@ use kv_node::driver::{BootOptions, Fetches};
 use kv_node::wal::{LogReader, Wal};
 
 use self::compaction::Compaction;
+use self::scrubbing::Rot;
 pub(crate) use self::snapshots::Transfers;
 use super::clock::Clock;
 use super::disk::SimDisk;
@@ -100,6 +102,10 @@ pub(crate) struct Process {
     pub(crate) is_full: bool,
     pub(crate) fetches: Fetches,
     pub(crate) compaction: Compaction,
+    /// A sealed file is damaged since the start.
+    pub(crate) rot: Option<Box<Rot>>,
+    /// One was: what was begun on it fails later.
+    pub(crate) has_rotted: bool,
     pub(crate) view: View,
     pub(crate) waiting: BTreeMap<Token, Waiter>,
     /// Linearizable reads that wait until this is applied here.

@@ -37,7 +37,16 @@ pub(crate) struct Shape {
     /// The memory for requests is short, and is changed.
     pub(crate) forgets_requests: bool,
     pub(crate) settings: Settings,
+    /// The majority is lost for good, and a survivor recovered, from then on. None: never.
+    pub(crate) majority_lasts_us: Option<u64>,
+    /// Nodes are tuned while they run.
+    pub(crate) is_tuned: bool,
+    /// Bits flip under processes that run.
+    pub(crate) rots: bool,
 }
+
+/// Draws of their own, so that seeds without these go the way that they go without them.
+const ASIDE: u64 = 0x7e57_a51d_e000_1651;
 
 impl Shape {
     pub(crate) fn draw(random: &mut Random) -> Self {
@@ -45,6 +54,8 @@ impl Shape {
         let heartbeat_ms = random.pick(&[50, 100, 100, 200]).expect("not empty");
         let small = random.percent(50);
         let forgets_requests = random.percent(50);
+        let mut aside = Random::new(random.clone().draw() ^ ASIDE);
+        let loses_majority = voters > 1 && aside.percent(30);
         Self {
             nodes: (voters + 2).clamp(4, 6),
             voters,
@@ -65,6 +76,9 @@ impl Shape {
                 dedup_expiry_seconds: if forgets_requests { random.between(1, 30) } else { 1_000_000 },
                 dedup_limit: if forgets_requests { random.pick(&[5, 60]).expect("two") } else { 100_000 },
             },
+            majority_lasts_us: loses_majority.then(|| aside.between(200_000, 4_000_000)),
+            is_tuned: aside.percent(30),
+            rots: aside.percent(30),
         }
     }
 }

@@ -6,6 +6,8 @@
 //! - an acknowledgement says no more than the disk would hold after a loss of power;
 //! - equal applied id, equal state: every replica is compared with a replay of all lines from the first on,
 //!   whatever compactions, snapshots and recoveries it went through;
+//! - a group that was given up for one that a survivor was recovered to neither elects nor commits any more, and its members
+//!   are not believed;
 //! - a request takes effect once, an answer is what was decided, a refusal leaves no trace, a read shows
 //!   nothing that could vanish and nothing older than what anybody was shown before.
 //!
@@ -14,10 +16,12 @@
 mod answers;
 mod audit;
 mod evidence;
+mod groups;
 mod ledger;
 mod log;
 mod rules;
 mod standing;
+mod tuning;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,17 +29,19 @@ use bytes::Bytes;
 use kv_core::command::{Key, OperationKind, RequestId};
 use kv_core::contract::Base;
 use kv_core::entry::{EntryId, Epoch};
-use kv_core::group::{FEATURE_LEVEL, MemberId, Settings};
+use kv_core::group::{ClusterId, FEATURE_LEVEL, MemberId, Settings};
 use kv_core::state_machine::{Outcome, StateMachine};
 
 use super::node::Place;
 
 use evidence::Evidence;
+use groups::Groups;
 pub(crate) use ledger::Ledger;
 pub(crate) use rules::Log;
 use rules::Rules;
 use standing::Standing;
 pub(crate) use standing::leads_in;
+use tuning::Tuned;
 
 /// A line, with its epoch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,7 +76,7 @@ pub(crate) struct Watch {
     canon: Vec<Decided>,
     oracle: StateMachine,
     keys: BTreeMap<Key, Versions>,
-    configurations: Vec<Vec<MemberId>>,
+    groups: Groups,
     /// The voters that a line names, by its id and epoch.
     proposed: BTreeMap<(EntryId, Epoch), Vec<MemberId>>,
     effects: BTreeMap<(RequestId, OperationKind), Effect>,
@@ -84,11 +90,12 @@ pub(crate) struct Watch {
     /// The line of an id and an epoch, and the epoch of the line before it.
     lines: BTreeMap<(EntryId, Epoch), (Line, Epoch)>,
     leaders: BTreeMap<Epoch, MemberId>,
-    votes: BTreeMap<(MemberId, Epoch), MemberId>,
+    votes: BTreeMap<(Option<ClusterId>, MemberId, Epoch), MemberId>,
     applied_here: BTreeMap<Place, EntryId>,
     rules: Rules,
     evidence: Evidence,
     standing: Standing,
+    tuned: Tuned,
     graveyard: Vec<Ledger>,
     /// The highest id that an answer has shown.
     floor: EntryId,
@@ -102,7 +109,7 @@ impl Watch {
             canon: Vec::new(),
             oracle: StateMachine::new(&base, 0),
             keys: BTreeMap::new(),
-            configurations: Vec::new(),
+            groups: Groups::default(),
             proposed: BTreeMap::new(),
             effects: BTreeMap::new(),
             effects_total: 0,
@@ -116,6 +123,7 @@ impl Watch {
             rules: Rules::default(),
             evidence: Evidence::default(),
             standing: Standing::default(),
+            tuned: Tuned::default(),
             graveyard: Vec::new(),
             floor: EntryId::ZERO,
             rounds: 0,

@@ -16,6 +16,7 @@ use super::disk::SimDisk;
 use super::faults::Faults;
 use super::network::{Network, Packet};
 use super::node::{Happening, Node, Place, Process, Transfers, Volume};
+use super::recovery::Recovery;
 use super::shape::{Emphasis, Shape};
 use super::trace::Trace;
 use super::watch::{Ledger, Watch};
@@ -53,6 +54,8 @@ pub(crate) enum Event {
     /// The administrator asks for one more voter.
     Promote(usize),
     Fault,
+    /// All sealed files of a node are gone through.
+    Scrub(Place),
     /// A node whose running process has found damage is to fall.
     Worsen(usize),
     PutBack {
@@ -84,6 +87,7 @@ pub(crate) struct World {
     pub(crate) clients: Clients,
     pub(crate) admin: Admin,
     pub(crate) faults: Faults,
+    pub(crate) recovery: Recovery,
     pub(crate) watch: Watch,
     pub(crate) coverage: Coverage,
     pub(crate) trace: Trace,
@@ -125,6 +129,7 @@ impl World {
             clients: Clients::new(shape.clients),
             admin: Admin::default(),
             faults: Faults::default(),
+            recovery: Recovery::default(),
             shape,
             now_us: 0,
             random,
@@ -214,6 +219,7 @@ impl World {
             Event::Rejoin(index) => self.rejoin(index),
             Event::Promote(index) => self.promote(index),
             Event::Fault => self.fault(),
+            Event::Scrub(place) => self.scrub(place),
             Event::Worsen(index) => self.worsen(index),
             Event::PutBack { index, tries } => self.put_back(index, tries),
         }
@@ -227,6 +233,7 @@ impl World {
             | Event::Log(place)
             | Event::Fetch(place, _)
             | Event::FinishCompaction(place)
+            | Event::Scrub(place)
             | Event::Dial(place, _) => *place,
             Event::Packet(packet) => packet.to.place,
             Event::Call(delivery) => Place { node: delivery.node, start: 0 },

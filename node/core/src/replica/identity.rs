@@ -55,6 +55,9 @@ impl Replica {
         peer.heard.mark(now.mono_ms);
         peer.connected = true;
         peer.hello = Some(hello.clone());
+        if self.is_of_another_group(from) {
+            return self.show_to(from, Answer::Given); // this member was of its group at their handshake
+        }
         let next = self.log.last().id.next();
         if let Role::Leader(leader) = &mut self.role
             && let Some(progress) = leader.progress.get_mut(&from)
@@ -157,6 +160,10 @@ impl Replica {
         if self.hard.cluster_id.is_some() && self.hard.quarantine.is_none() && !self.is_shown() {
             self.show_to_all();
         }
+        // One of the two may have become a member of its group since they met.
+        let strangers = self.peers.iter().filter(|(id, peer)| peer.connected && self.is_of_another_group(**id));
+        let strangers: Vec<MemberId> = strangers.map(|(id, _)| *id).collect();
+        strangers.into_iter().for_each(|stranger| self.show_to(stranger, Answer::Wanted));
     }
 
     fn show_to(&mut self, peer: MemberId, answer: Answer) {

@@ -147,14 +147,16 @@ impl Replica {
         let crate::contract::TuningChange { heartbeat_interval_ms, heartbeat_timeout_ms, failover } = change;
         let interval = heartbeat_interval_ms.unwrap_or(self.tuning.heartbeat_interval_ms);
         let timeout = heartbeat_timeout_ms.unwrap_or(self.tuning.heartbeat_timeout_ms);
-        if interval == 0 || timeout <= interval {
+        if interval == 0 || (timeout <= interval && !mutant::on(Mutant::TimeoutBelowInterval)) {
             let why = format!("heartbeat timeout {timeout} ms must be above the interval {interval} ms");
             return self.refuse(token, Refusal::Invalid(why));
         }
         self.tuning.heartbeat_interval_ms = interval;
         self.tuning.heartbeat_timeout_ms = timeout;
         self.tuning.failover = failover.unwrap_or(self.tuning.failover);
-        self.heartbeat_at_ms = now.mono_ms;
+        if !mutant::on(Mutant::TuneLater) {
+            self.heartbeat_at_ms = now.mono_ms;
+        }
         self.schedule_election(now);
         let config_id = self.config_id();
         self.reply(token, Reply::Done { config_id });

@@ -127,6 +127,7 @@ impl World {
 
     /// Work beside the log gave up: the machine may have stopped in it. The log is as it was.
     pub(crate) fn side_work_failed(&mut self, place: Place) {
+        let has_rotted = self.process(place).is_some_and(|process| process.has_rotted);
         let disk = &self.nodes[place.node].volume.disk;
         let was_full = disk.take_was_full();
         match disk.take_happened() {
@@ -138,7 +139,7 @@ impl World {
             Some(crate::sim::disk::Trouble::SyncFails) => self.nodes[place.node].volume.ledger.sync_failed = true,
             Some(crate::sim::disk::Trouble::WriteFails) => {}
             None => assert!(
-                was_full || self.nodes[place.node].volume.ledger.is_damaged,
+                was_full || has_rotted || self.nodes[place.node].volume.ledger.is_damaged,
                 "{}: a compaction or a snapshot failed although nothing is wrong",
                 self.nodes[place.node].name
             ),

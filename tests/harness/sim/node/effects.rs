@@ -96,13 +96,18 @@ impl World {
             Happening::Received { from, message: Message::LinesRequest { first, last } } => {
                 self.lend_lines(place, from, first, last);
             }
+            Happening::Received { from, message: Message::Lines { entries, .. } } => {
+                self.lines_lent(place, from, entries);
+            }
             Happening::Received { from, message } => {
                 self.watch_received(place, from, &message);
+                let stranger = self.watch_stranger(place, from);
                 let undisturbed = self.watch_disturbed(place, from, &message);
                 let leads_in = leads_in(&message);
                 self.step(place, Input::Received { from, message });
                 self.watch_undisturbed(place, undisturbed);
                 self.watch_stepped(place, from, leads_in);
+                stranger.into_iter().for_each(|before| self.watch_unmoved(place, from, before));
             }
             Happening::SnapshotStaged(input) => self.snapshot_staged(place, input),
             Happening::Installed(input) => {
@@ -142,7 +147,7 @@ impl World {
         }
     }
 
-    fn send(&mut self, place: Place, to: MemberId, message: Message) {
+    pub(crate) fn send(&mut self, place: Place, to: MemberId, message: Message) {
         let Some(process) = self.process(place) else { return };
         let Some(&connection) = process.connections.get(&to) else { return };
         self.watch_sent(place, to, &message);

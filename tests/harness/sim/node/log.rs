@@ -17,7 +17,8 @@ impl World {
     pub(crate) fn kick_log(&mut self, place: Place) {
         let delay_us = self.random.between(20, 1_500) + self.nodes[place.node].disk_delay_us;
         let Some(process) = self.process(place) else { return };
-        if !process.log_is_busy && (!process.ops.is_empty() || process.compaction.has_swap()) {
+        let has_mended = process.rot.as_ref().is_some_and(|rot| rot.staged.is_some());
+        if !process.log_is_busy && (!process.ops.is_empty() || process.compaction.has_swap() || has_mended) {
             process.log_is_busy = true;
             self.at(self.now_us + delay_us, Event::Log(place));
         }
@@ -29,6 +30,8 @@ impl World {
         process.log_is_busy = false;
         if process.compaction.has_swap() {
             self.swap_compacted(place);
+        } else if let Some(staged) = process.rot.as_mut().and_then(|rot| rot.staged.take()) {
+            self.swap_mended(place, staged);
         } else if let Some((seq, op)) = process.unfinished.take().or_else(|| gather(&mut process.ops)) {
             self.persist(place, seq, op);
         }

@@ -44,7 +44,7 @@ impl World {
 
     fn open_transfer(&mut self, from: Place, peer: MemberId, epoch: Epoch) -> Result<(), &'static str> {
         let to = self.place_of(peer).ok_or("it is not there")?;
-        if !self.network.passes(from.node, to.node) {
+        if !self.network.passes(from.node, to.node) || self.are_strangers(from, to) {
             return Err("no connection");
         }
         let process = self.process(from).ok_or("gone")?;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use kv_core::Replica;
-use kv_core::contract::{Failover, Input, Limits, Tuning};
+use kv_core::contract::{Input, Limits};
 use kv_core::group::MemberId;
 use kv_node::driver::{BootOptions, Fetches, boot};
 use kv_node::wal::{NewVolume, Opened, Options, Salvage, WalError, open};
@@ -109,6 +109,8 @@ impl World {
             is_full: false,
             fetches: Fetches::default(),
             compaction: Compaction::default(),
+            rot: None,
+            has_rotted: false,
             view,
             waiting: BTreeMap::new(),
             reads: Vec::new(),
@@ -126,15 +128,10 @@ impl World {
 
     fn boot_options(&self, place: Place) -> BootOptions {
         let name = &self.nodes[place.node].name;
-        let tuning = Tuning {
-            heartbeat_interval_ms: self.shape.heartbeat_ms,
-            heartbeat_timeout_ms: self.shape.timeout_ms,
-            failover: if self.shape.is_manual { Failover::Manual } else { Failover::Automatic },
-        };
         BootOptions {
             url: format!("http://{name}"),
             peer_url: name.to_string(),
-            tuning,
+            tuning: self.usual_tuning(),
             lead_at_start: self.shape.is_manual && place.node == 0,
             limits: Limits {
                 cache_bytes_max: self.shape.cache_bytes,

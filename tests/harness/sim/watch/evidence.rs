@@ -83,6 +83,7 @@ impl Watch {
 
 impl World {
     pub(super) fn watch_connected(&mut self, place: Place, hello: &Hello) {
+        self.note_shown(place, hello);
         if hello.cluster_id.is_none() {
             return; // nothing to accept
         }
@@ -237,7 +238,7 @@ impl World {
         if self.watch.rules.is_quarantined(place) {
             return;
         }
-        let last = self.voters_before(place, EntryId(u64::MAX)).map_or_else(|| self.founders(), |(_, voters)| voters);
+        let (_, last) = self.configuration_before(place, EntryId(u64::MAX));
         let voters: BTreeSet<MemberId> = self.voters_of(place).into_iter().collect();
         assert_eq!(voters, last.into_iter().collect(), "the voters, and those of the last configuration in the log");
     }

@@ -4,17 +4,18 @@ use std::collections::BTreeMap;
 
 use kv_core::contract::{HardState, Persist};
 use kv_core::entry::{Entry, EntryId};
-use kv_core::group::MemberId;
+use kv_core::group::{ClusterId, MemberId};
 use kv_core::message::{Promise, Seen};
 use kv_node::wal::Recovered;
 
 use super::Line;
-use super::rules::voters_in;
 
 /// Of one volume. Lines below the horizon stay in it: what they did, the volume still holds.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Ledger {
     member: Option<MemberId>,
+    /// As the volume names it. None: it is of no group.
+    cluster: Option<ClusterId>,
     incarnation: u64,
     /// Of a group.
     pub(crate) is_member: bool,
@@ -41,10 +42,15 @@ impl Ledger {
         self.member
     }
 
+    pub(crate) fn cluster(&self) -> Option<&ClusterId> {
+        self.cluster.as_ref()
+    }
+
     /// This much of the hard state is durable.
     pub(super) fn keeps(&mut self, hard: &HardState) {
         self.promise = hard.promise;
         self.is_member = hard.cluster_id.is_some();
+        self.cluster.clone_from(&hard.cluster_id);
         self.is_quarantined = hard.quarantine.is_some();
         self.seen.clone_from(&hard.seen);
     }
@@ -62,12 +68,6 @@ impl Ledger {
 
     pub(super) fn last_durable(&self) -> EntryId {
         self.durable.last_key_value().map_or(EntryId::ZERO, |(id, _)| *id)
-    }
-
-    /// Of the configuration that the durable log ends with. None: no entry changed the founders'.
-    pub(crate) fn voters(&self) -> Option<Vec<MemberId>> {
-        let entries = self.durable.values().rev().filter_map(|line| Entry::decode(line.bytes.clone()).ok());
-        entries.into_iter().find_map(|entry| voters_in(&entry))
     }
 
     /// Whether all lines up to `id` are durable here, as they were decided.

@@ -34,6 +34,7 @@ impl World {
         self.watch_leader(place);
         self.check_leading(place);
         self.watch_unheard(place);
+        self.check_pace(place);
         let has_applied = self.watch_applied(place);
         if has_applied && self.watch.rounds.is_multiple_of(COMPARE_EVERY) {
             self.compare_state(place);
@@ -71,6 +72,7 @@ impl World {
     }
 
     fn extend_canon(&mut self, place: Place, id: EntryId, line: Line) {
+        self.watch_group_acts(place, "commits");
         self.check_majority(place, id, &line);
         self.watch.decide(line);
     }
@@ -82,11 +84,10 @@ impl World {
         let held_by = |voter: &MemberId| self.ledgers_of(*voter).any(|ledger| ledger.durable.get(&id) == Some(line));
         let holds = |voters: &Vec<MemberId>| voters.iter().filter(|v| held_by(v)).count() >= majority(voters.len());
         let mine = self.voters_of(place);
-        let recent = self.watch.configurations.iter().rev().take(2);
-        let first: Vec<MemberId> = self.founders();
+        let recent = self.recent_configurations(place);
         let next = self.watch.proposed.range((id, line.epoch)..).filter(|((_, epoch), _)| *epoch >= line.epoch);
         let next = next.map(|(_, voters)| voters);
-        let holds = std::iter::once(&mine).chain(recent).chain([&first]).chain(next).any(holds);
+        let holds = std::iter::once(&mine).chain(recent).chain(next).any(holds);
         assert!(holds, "entry {id} is committed, and not on the disks of a majority");
     }
 
@@ -129,6 +130,7 @@ impl World {
         if matches!(op, Persist::Install { .. }) {
             self.watch_replaced(place);
         }
+        self.watch.watch_recovery(op);
         let (ledger, watch) = (&mut self.nodes[place.node].volume.ledger, &mut self.watch);
         match op {
             Persist::Append { .. } => {}
@@ -199,6 +201,7 @@ impl World {
     }
 
     pub(crate) fn watch_sent(&mut self, place: Place, to: MemberId, message: &Message) {
+        self.check_said(place, to, message);
         self.watch_rules_of_sending(place, to, message);
         match message {
             Message::AppendAck(AppendAck { epoch, result: AppendResult::Durable(id), unfit: false, .. }) => {
@@ -233,14 +236,16 @@ impl World {
         assert!(is_member, "an uninitialised member votes in epoch {epoch}");
         let is_kept = promised > epoch || (promised == epoch && chosen == Some(candidate));
         assert!(is_kept, "a vote in epoch {epoch} that is not on the disk: {promised}, {chosen:?}");
-        let first = *self.watch.votes.entry((process.member, epoch)).or_insert(candidate);
-        assert_eq!(first, candidate, "{} votes twice in epoch {epoch}", process.member);
+        let (member, group) = (process.member, self.nodes[place.node].volume.ledger.cluster().cloned());
+        let first = *self.watch.votes.entry((group, member, epoch)).or_insert(candidate);
+        assert_eq!(first, candidate, "{member} votes twice in epoch {epoch}");
     }
 
     /// A new leader holds everything that was committed in the epochs before its own. (Its votes may have
     /// been given before a later leader was elected.)
     pub(crate) fn watch_elected(&mut self, place: Place, epoch: Epoch) {
         self.note_elected(place);
+        self.watch_group_acts(place, "elects a leader");
         self.check_promised(place, epoch);
         let ledger = &self.nodes[place.node].volume.ledger;
         for (decided, id) in self.watch.canon.iter().zip(1..).filter(|(decided, _)| decided.known_by < epoch) {
@@ -267,7 +272,7 @@ impl Watch {
         let outcome = mutant::without(|| self.oracle.apply(&entry));
         self.note_effect(&entry, &outcome);
         if let Body::Control(Control::Config(configuration)) = &entry.body {
-            self.configurations.push(configuration.ids().collect());
+            self.committed_configuration(configuration.ids().collect());
         }
         if let Body::Control(Control::Settings(settings)) = &entry.body {
             let shortest = &mut self.shortest;

@@ -108,6 +108,7 @@ impl World {
     pub(crate) fn watch_received(&mut self, place: Place, from: MemberId, message: &Message) {
         self.note_evidence(place, from, message);
         self.note_standing(place, from, message);
+        self.note_leader(place, from, message);
         let rules = &mut self.watch.rules;
         rules.heard_us.insert((place, from), self.now_us);
         let (epoch, round) = match message {
@@ -159,7 +160,7 @@ impl World {
         let committed = process.replica.positions().1;
         for entry in append.entries.iter().filter(|entry| entry.epoch == append.epoch && entry.id > committed) {
             let Some(voters) = voters_in(entry) else { continue };
-            let before = self.voters_before(place, entry.id).map_or_else(|| self.founders(), |(_, before)| before);
+            let (_, before) = self.configuration_before(place, entry.id);
             let is_removed = before.contains(&to) && !voters.contains(&to);
             assert!(!is_removed, "{to} gets entry {}, which removes it, before it is committed", entry.id);
         }
@@ -177,7 +178,7 @@ impl World {
         let committed = process.replica.positions().1;
         let own = self.nodes[place.node].volume.ledger.asked.get(&committed).map(|line| line.epoch);
         assert_eq!(own, Some(entry.epoch), "entry {} changes voters before one of its epoch is committed", entry.id);
-        let (changed_at, before) = self.voters_before(place, entry.id).unwrap_or((EntryId::ZERO, self.founders()));
+        let (changed_at, before) = self.configuration_before(place, entry.id);
         assert!(changed_at <= committed, "entry {} changes voters while {changed_at} does", entry.id);
         let added: Vec<&MemberId> = after.iter().filter(|voter| !before.contains(voter)).collect();
         let have_answered = added.iter().all(|voter| self.has_acknowledged(place, entry.epoch, **voter));
@@ -210,13 +211,6 @@ impl World {
         questions.peek().is_none() || questions.any(is_met)
     }
 
-    /// The configuration below an entry in this node's log. None: that of the founders.
-    pub(super) fn voters_before(&self, place: Place, id: EntryId) -> Option<(EntryId, Vec<MemberId>)> {
-        let below = self.nodes[place.node].volume.ledger.asked.range(..id).rev();
-        let entries = below.filter_map(|(_, line)| Entry::decode(line.bytes.clone()).ok());
-        entries.into_iter().find_map(|entry| Some((entry.id, voters_in(&entry)?)))
-    }
-
     pub(crate) fn was_heard(&self, place: Place, member: MemberId, percent: u64) -> bool {
         let within_us = self.timeout_ms_of(place) * 1000 * percent / 100;
         let heard_us = self.watch.rules.heard_us.get(&(place, member));
@@ -225,8 +219,7 @@ impl World {
 
     /// By which a node judges silence: it may have been told another one while it runs.
     pub(super) fn timeout_ms_of(&self, place: Place) -> u64 {
-        let process = self.nodes[place.node].process.as_ref();
-        let tuning = process.map(|process| process.replica.status(self.clock_of(place)).tuning);
+        let tuning = self.nodes[place.node].process.as_ref().map(|process| process.replica.tuning());
         tuning.map_or(self.shape.timeout_ms, |tuning| tuning.heartbeat_timeout_ms)
     }
 
@@ -286,14 +279,13 @@ impl World {
     /// That of the replica now, or one of the last: it may have changed since it was counted by. Of those that are
     /// not committed, the ones in its own log.
     pub(super) fn any_configuration(&self, place: Place, holds: impl Fn(&[MemberId]) -> bool) -> bool {
-        let recent = self.watch.configurations.iter().rev().take(2);
-        let (mine, first) = (self.voters_of(place), self.founders());
+        let mine = self.voters_of(place);
+        let recent = self.recent_configurations(place);
         let asked = &self.nodes[place.node].volume.ledger.asked;
         let is_here = |(id, epoch): &(EntryId, Epoch)| asked.get(id).is_some_and(|line| line.epoch == *epoch);
         let above = self.watch.proposed.range((EntryId(self.watch.committed()).next(), Epoch::default())..);
         let mut next = above.filter(|(at, _)| is_here(at)).map(|(_, voters)| voters);
-        [&mine].into_iter().chain(recent).chain([&first]).any(|voters| holds(voters))
-            || next.any(|voters| holds(voters))
+        [&mine].into_iter().chain(recent).any(|voters| holds(voters)) || next.any(|voters| holds(voters))
     }
 
     /// A leader answers by itself only as long as a round that a majority answered was sent not long ago.

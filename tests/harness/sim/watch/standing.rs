@@ -49,7 +49,8 @@ impl World {
     }
 
     pub(super) fn watch_told(&mut self, place: Place, waiter: Option<&Waiter>) {
-        if matches!(waiter, Some(Waiter::Admin(Order::Lead))) {
+        // Who is tuned may stand already, as it did before.
+        if matches!(waiter, Some(Waiter::Admin(Order::Lead | Order::Tune))) {
             self.watch.standing.untold.remove(&place);
         }
     }

@@ -1,0 +1,276 @@
+//! A majority that is lost for good, and its survivor that is recovered by hand: volumes go until who is left is no
+//! majority, a person tells one of them to go on alone, and makes empty volumes of the other nodes members again. Volumes
+//! of the former group come back later, and must find nobody who believes them. Who leads or hears a leader is told to
+//! recover, too, and must refuse.
+
+use kv_core::contract::{Input, Refusal, Reply, Request, Target, Token};
+use kv_core::entry::{EntryId, Epoch};
+use kv_core::group::{ClusterId, MemberId};
+use kv_core::quorum::majority;
+use kv_core::status::Role;
+
+use super::admin::Order;
+use super::coverage::Reached;
+use super::disk::{Crash, SimDisk};
+use super::node::{Place, Volume};
+use super::watch::Ledger;
+use super::world::{Waiter, World};
+
+/// What no epoch and no id of a run comes to.
+const FAR: u64 = 1_000_000;
+
+#[derive(Debug, Default)]
+pub(crate) struct Recovery {
+    stage: Stage,
+    /// Of the group whose majority was lost.
+    voters: Vec<MemberId>,
+    /// Of that group, with the nodes that they belong to.
+    lost: Vec<(usize, Volume)>,
+    orders: u64,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    #[default]
+    Before,
+    /// The node that is to go on alone.
+    Lost(usize),
+    /// It has: what is not of its group is of no group.
+    Recovered(usize),
+}
+
+impl World {
+    /// What the administrator does about it.
+    pub(crate) fn administer_recovery(&mut self) {
+        let Some(lasts_us) = self.shape.majority_lasts_us else { return };
+        match self.recovery.stage {
+            Stage::Before if self.admin.repairs || self.now_us < lasts_us => {}
+            Stage::Before => self.lose_majority(),
+            Stage::Lost(survivor) if self.watch.is_of_a_recovered_group(&self.nodes[survivor].volume.ledger) => {
+                self.coverage.count(Reached::RecoveredByHand);
+                self.recovery.stage = Stage::Recovered(survivor);
+            }
+            Stage::Lost(survivor) => self.recover(survivor),
+            Stage::Recovered(_) => self.rebuild(),
+        }
+        if !self.admin.repairs && self.random.percent(30) {
+            self.recover_wrongly();
+        }
+    }
+
+    /// At a moment at which every voter holds everything, so that whoever is left does, and nothing is lost.
+    fn lose_majority(&mut self) {
+        let Some(leader) = self.whole_group() else { return };
+        self.recovery.voters = self.voters_of(leader);
+        let count = self.recovery.voters.len();
+        let mut places: Vec<Place> = self.recovery.voters.iter().filter_map(|voter| self.place_of(*voter)).collect();
+        let is_of_now = |place: &Place| {
+            self.nodes[place.node].process.as_ref().is_some_and(|process| process.view.epoch >= self.watch.last_led())
+        };
+        if count < 2 || !places.iter().all(is_of_now) {
+            return;
+        }
+        let mut left = Vec::new();
+        for _ in 0..self.random.between(1, majority(count) as u64 - 1) {
+            left.push(places.swap_remove(self.random.index(places.len())));
+        }
+        // A leader that is left is heard by the others: then it is the one that can be recovered.
+        let survivor = if left.contains(&leader) { leader } else { left[0] };
+        self.coverage.count(Reached::MajorityLost);
+        self.recovery.stage = Stage::Lost(survivor.node);
+        self.keep_a_copy(survivor.node);
+        for place in places {
+            self.lose_for_good(place.node);
+        }
+    }
+
+    /// Of the survivor's volume as it is before its recovery.
+    fn keep_a_copy(&mut self, index: usize) {
+        if self.random.percent(50) {
+            let Volume { disk, ledger } = &self.nodes[index].volume;
+            let copy = Volume { disk: disk.image(Crash::PowerLosesAll), ledger: ledger.clone() };
+            self.recovery.lost.push((index, copy));
+        }
+    }
+
+    fn lose_for_good(&mut self, index: usize) {
+        self.tell(index, format_args!("loses its volume for good"));
+        self.part(index, Crash::Power);
+        let lost = self.nodes[index].volume.clone();
+        self.recovery.lost.push((index, lost));
+        self.begin_empty(index);
+    }
+
+    fn begin_empty(&mut self, index: usize) {
+        let seed = self.random.draw();
+        self.bury(index, Volume { disk: SimDisk::new(seed), ledger: Ledger::default() });
+        self.start_later(index);
+    }
+
+    fn recover(&mut self, survivor: usize) {
+        let Some((target, epoch)) = self.decided_on(survivor) else { return };
+        if self.random.percent(30) {
+            self.compact_here(survivor);
+        }
+        if self.random.percent(50) && !self.admin.repairs {
+            self.keep_it_from_the_others(survivor);
+        }
+        self.order_once(survivor, Order::Recover, self.recovery_of(target, epoch));
+        self.recovery.orders += 1;
+    }
+
+    /// They do not hear of it: what they say still arrives.
+    fn keep_it_from_the_others(&mut self, survivor: usize) {
+        for other in (0..self.nodes.len()).filter(|other| *other != survivor) {
+            self.network.cut(survivor, other);
+        }
+    }
+
+    fn recovery_of(&self, target: Target, epoch: Epoch) -> Request {
+        let name = format!("recovered-{}", self.recovery.orders);
+        let new_cluster_id = ClusterId::new(&name).expect("a legal name");
+        Request::Recover { target: Some(target), accept_data_loss_at_epoch: epoch, new_cluster_id }
+    }
+
+    /// What a person sees of a member.
+    fn decided_on(&self, index: usize) -> Option<(Target, Epoch)> {
+        let process = self.nodes[index].process.as_ref()?;
+        let status = process.replica.status(self.clock_of(process.place));
+        let (target_member_id, if_config_id) = (status.member_id, status.config_id);
+        Some((Target { cluster_id: status.cluster_id?, target_member_id, if_config_id }, status.epoch))
+    }
+
+    /// As many voters as before, and then more trouble.
+    fn rebuild(&mut self) {
+        let is_over = self.admin.repairs;
+        self.empty_former_members(if is_over { 100 } else { 5 });
+        let Some(leader) = self.leader() else { return };
+        let voters = self.voters_of(leader).len();
+        if voters < self.recovery.voters.len() && !is_over {
+            self.make_a_voter(leader.node);
+        } else if voters >= self.recovery.voters.len() {
+            self.coverage.count(Reached::RecoveredGrew);
+        }
+        if !is_over && self.random.percent(20) {
+            self.put_former_volume_back();
+        }
+        if !is_over && self.random.percent(50) {
+            self.stir_former_member();
+        }
+    }
+
+    fn make_a_voter(&mut self, leader: usize) {
+        let index = self.random.index(self.nodes.len());
+        if self.random.percent(60) && !self.is_former_member(index) {
+            self.add(leader, index, Order::Learner);
+            self.add(leader, index, Order::Voter);
+        }
+    }
+
+    /// A person empties it, since nobody of the recovered group will have it.
+    fn empty_former_members(&mut self, percent: u64) {
+        for index in 0..self.nodes.len() {
+            if self.is_former_member(index) && self.random.percent(percent) {
+                self.coverage.count(Reached::FormerMemberEmptied);
+                self.tell(index, format_args!("is emptied"));
+                self.part(index, Crash::Power);
+                self.begin_empty(index);
+            }
+        }
+    }
+
+    pub(crate) fn is_former_member(&self, index: usize) -> bool {
+        let volume = &self.nodes[index].volume.ledger;
+        let is_recovered = matches!(self.recovery.stage, Stage::Recovered(_));
+        is_recovered && volume.cluster().is_some() && !self.watch.is_of_a_recovered_group(volume)
+    }
+
+    /// Never so many that they are a majority of the former group: it would go on, and rightly.
+    fn put_former_volume_back(&mut self) {
+        let is_there = |node: &usize| {
+            let member = self.nodes[*node].volume.ledger.member();
+            self.is_former_member(*node) && member.is_some_and(|member| self.recovery.voters.contains(&member))
+        };
+        let there = (0..self.nodes.len()).filter(is_there).count();
+        let fits = |(index, _): &(usize, Volume)| self.is_spare(*index);
+        let Some(at) = self.recovery.lost.iter().position(fits) else { return };
+        if there + 1 >= majority(self.recovery.voters.len()) {
+            return;
+        }
+        let (index, volume) = self.recovery.lost.swap_remove(at);
+        self.coverage.count(Reached::FormerVolumeReturned);
+        self.tell(index, format_args!("gets its volume of the former group back"));
+        self.part(index, Crash::Power);
+        volume.disk.set_room(None);
+        volume.disk.disarm();
+        volume.ledger.member().into_iter().for_each(|member| self.watch_put_back(member));
+        self.bury(index, volume);
+        self.start_later(index);
+    }
+
+    /// It is told to lead, and campaigns in ever higher epochs.
+    fn stir_former_member(&mut self) {
+        let former: Vec<usize> = (0..self.nodes.len()).filter(|index| self.is_former_member(*index)).collect();
+        if let Some(index) = self.random.pick(&former) {
+            self.order_once(index, Order::Lead, Request::Lead { target: None });
+        }
+    }
+
+    /// A recovery that was decided on something else, or that is not needed.
+    fn recover_wrongly(&mut self) {
+        let index = self.random.index(self.nodes.len());
+        let Some((right, epoch)) = self.decided_on(index) else { return };
+        let (wrong, epoch) = match self.random.below(8) {
+            0 => (right, Epoch(epoch.0 + FAR)),
+            1 => (Target { if_config_id: EntryId(right.if_config_id.0 + FAR), ..right }, epoch),
+            2 => (Target { cluster_id: ClusterId::new("another").expect("a name"), ..right }, epoch),
+            3 => (Target { target_member_id: MemberId(1), ..right }, epoch),
+            _ => return self.recover_needlessly(index, right, epoch),
+        };
+        self.order_once(index, Order::RecoverWrongly, self.recovery_of(wrong, epoch));
+    }
+
+    /// At once: a moment later the leader could be gone, and the group be split by an order that was right by then.
+    fn recover_needlessly(&mut self, index: usize, target: Target, epoch: Epoch) {
+        let Some(process) = self.nodes[index].process.as_ref() else { return };
+        let (place, now) = (process.place, self.clock_of(process.place));
+        let view = process.replica.view(now);
+        let leads = view.role == Role::Leader && view.lease_until_mono_ms > now.mono_ms;
+        let is_paused = self.nodes[index].paused_until_us > self.now_us;
+        if is_paused || !(leads || self.surely_led_by(place).is_some()) {
+            return;
+        }
+        let token = Token(self.next_number());
+        let request = self.recovery_of(target, epoch);
+        let waiter = Waiter::Admin(Order::RecoverNeedlessly);
+        if let Some(process) = self.process(place) {
+            process.waiting.insert(token, waiter);
+        }
+        self.tell(index, format_args!("is told: {:?}", Order::RecoverNeedlessly));
+        self.step(place, Input::Request { token, request });
+        self.round_at(place, self.now_us);
+    }
+
+    pub(crate) fn replied_to_recovery(&mut self, place: Place, order: Order, reply: &Reply) {
+        match (order, reply) {
+            (Order::Recover, Reply::Done { .. }) => {
+                let is_durable = self.watch.is_of_a_recovered_group(&self.nodes[place.node].volume.ledger);
+                assert!(is_durable, "recovered, and not on the disk");
+            }
+            (Order::RecoverWrongly, Reply::Refused(Refusal::IdentityMismatch { .. })) => {
+                self.coverage.count(Reached::RecoveryMismatched);
+            }
+            (Order::RecoverNeedlessly, Reply::Refused(Refusal::Conflict(_))) => {
+                self.coverage.count(Reached::RecoveryRefused);
+            }
+            (Order::Recover, _) => {}
+            _ => panic!("{order:?} was not refused: {reply:?}"),
+        }
+    }
+
+    /// Of one group are all nodes, when all is well.
+    pub(crate) fn are_of_one_group(&self) -> bool {
+        let cluster = |index: usize| self.nodes[index].volume.ledger.cluster();
+        (1..self.nodes.len()).all(|index| cluster(index) == cluster(0))
+    }
+}
