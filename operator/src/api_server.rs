@@ -38,19 +38,23 @@ mod tests {
 
     use super::*;
 
+    fn pods_at(server: &TcpListener, answer_max: Duration) -> Api<Pod> {
+        let config = Config::new(format!("http://{}", server.local_addr().unwrap()).parse().unwrap());
+        Api::namespaced(patient(config, &Metrics::default(), answer_max).unwrap(), "apps")
+    }
+
     #[tokio::test]
     async fn a_connection_that_falls_silent_is_given_up() {
         let silent = TcpListener::bind("127.0.0.1:0").unwrap();
-        let config = Config::new(format!("http://{}", silent.local_addr().unwrap()).parse().unwrap());
-        let client = patient(config, &Metrics::default(), Duration::from_millis(50)).unwrap();
-        let pods: Api<Pod> = Api::namespaced(client, "apps");
+        let pods = pods_at(&silent, Duration::from_millis(50));
         let asked = tokio::time::timeout(Duration::from_secs(20), pods.get("demo-0"));
         assert!(asked.await.expect("it is given up").is_err());
     }
+
     #[tokio::test]
     async fn an_eviction_that_has_no_room_is_not_tried_again_within_the_same_reconcile() {
         let full = TcpListener::bind("127.0.0.1:0").unwrap();
-        let config = Config::new(format!("http://{}", full.local_addr().unwrap()).parse().unwrap());
+        let pods = pods_at(&full, Duration::from_secs(20));
         let refused_once = std::thread::spawn(move || {
             let (mut connection, _) = full.accept().unwrap();
             let mut head = [0; 4096];
@@ -60,8 +64,6 @@ mod tests {
             let head = format!("HTTP/1.1 429 Too Many Requests\r\n{retry}\r\ncontent-length: {length}\r\n\r\n");
             connection.write_all((head + status).as_bytes()).unwrap();
         });
-        let client = patient(config, &Metrics::default(), Duration::from_secs(20)).unwrap();
-        let pods: Api<Pod> = Api::namespaced(client, "apps");
         let evicted = pods.evict("demo-0", &EvictParams::default()).await;
         refused_once.join().unwrap();
         // A second attempt would find nobody there.

@@ -116,7 +116,7 @@ impl Log {
     pub(super) fn new(all: Vec<Entry>, segment_lines: &[usize], settings: Settings, meanwhile: usize) -> Self {
         let dir = tempfile::tempdir().expect("temporary directory");
         let storage = Arc::new(FileStorage::open(dir.path()).expect("storage"));
-        let base = Base { settings, feature_level: FEATURE_LEVEL, ..Base::default() };
+        let base = empty_base(settings);
         let mut machine = StateMachine::new(&base, SEED);
         let applied = all.len() - meanwhile;
         all[..applied].iter().for_each(|entry| drop(machine.apply(entry)));
@@ -166,7 +166,7 @@ impl Log {
 
     /// Every line there ever was, replayed up to `up_to`.
     pub(super) fn replayed(&self, settings: Settings, up_to: EntryId) -> StateMachine {
-        let mut machine = StateMachine::new(&Base { settings, feature_level: FEATURE_LEVEL, ..Base::default() }, SEED);
+        let mut machine = StateMachine::new(&empty_base(settings), SEED);
         self.all.iter().take_while(|entry| entry.id <= up_to).for_each(|entry| drop(machine.apply(entry)));
         machine
     }
@@ -256,10 +256,14 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// Of a group that this release founds.
+fn empty_base(settings: Settings) -> Base {
+    Base { settings, feature_level: FEATURE_LEVEL, ..Base::default() }
+}
+
 /// Makes entries of the steps: most SETs with the version that fits, some with a wrong one.
 pub(super) fn random_entries(steps: &[Step], initial: Settings) -> Vec<Entry> {
-    let mut machine =
-        StateMachine::new(&Base { settings: initial, feature_level: FEATURE_LEVEL, ..Base::default() }, SEED);
+    let mut machine = StateMachine::new(&empty_base(initial), SEED);
     let mut all = Vec::new();
     for (step, id) in steps.iter().zip(1_u64..) {
         let request = |n: &Option<u8>| n.and_then(|n| RequestId::new("client", &format!("r{n}")).ok());

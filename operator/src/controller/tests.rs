@@ -233,9 +233,7 @@ async fn volumes_that_cannot_grow_keep_nothing_else_from_being_done() {
     let leads = world.state().get("pods", "demo-1").unwrap()["metadata"]["labels"]["kvcluster.dev/role"].clone();
     assert_eq!(leads, "leader");
     assert_eq!(spec_invalid(&world), ("True".to_owned(), "StorageCannotGrow".to_owned()));
-    world.state().refuses = Some(("persistentvolumeclaims", 500));
-    operator.reconcile().await.unwrap_err();
-    assert_eq!(spec_invalid(&world), ("False".to_owned(), "Valid".to_owned()), "the spec is not to blame");
+    assert_spec_is_not_to_blame_for_a_failure(&world, &mut operator, "persistentvolumeclaims").await;
 }
 
 #[tokio::test]
@@ -247,9 +245,13 @@ async fn a_spec_that_makes_an_object_which_the_api_server_refuses_is_invalid() {
     world.state().refuses = Some(("statefulsets", 422));
     operator.reconcile().await.unwrap_err();
     assert_eq!(spec_invalid(&world), ("True".to_owned(), "BadValue".to_owned()));
-    world.state().refuses = Some(("statefulsets", 500));
+    assert_spec_is_not_to_blame_for_a_failure(&world, &mut operator, "statefulsets").await;
+}
+
+async fn assert_spec_is_not_to_blame_for_a_failure(world: &World, operator: &mut Operator, plural: &'static str) {
+    world.state().refuses = Some((plural, 500));
     operator.reconcile().await.unwrap_err();
-    assert_eq!(spec_invalid(&world), ("False".to_owned(), "Valid".to_owned()), "the spec is not to blame");
+    assert_eq!(spec_invalid(world), ("False".to_owned(), "Valid".to_owned()), "the spec is not to blame");
 }
 
 fn spec_invalid(world: &World) -> (String, String) {
