@@ -1,9 +1,10 @@
 //! `kv-e2e-client`: what the suite runs in pods. `load` is the client of a cluster, steered over HTTP;
-//! `signal` sends a signal to the processes of a pod on the same host. Knows no Kubernetes.
+//! `signal` sends a signal to the processes of a pod on the same host; `copy` copies a volume. Knows no Kubernetes.
 //!
 //! Reading order: `worker` (what is asked), `window` (what is counted), `verdict` (what must be true at
-//! the end), `server` (how the suite steers it); `signal` stands alone.
+//! the end), `server` (how the suite steers it); `signal` and `copy` stand alone.
 
+mod copy;
 mod server;
 mod signal;
 mod verdict;
@@ -11,6 +12,7 @@ mod window;
 mod worker;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -41,6 +43,13 @@ enum Command {
         #[arg(long, default_value_t = 0)]
         after_seconds: u64,
     },
+    /// Makes a directory a copy of another one
+    Copy {
+        #[arg(long)]
+        from: PathBuf,
+        #[arg(long)]
+        to: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -52,5 +61,6 @@ fn main() -> ExitCode {
         Command::Signal { signal, pod_uid, program, after_seconds } => {
             signal::send(signal, &pod_uid, &program, std::time::Duration::from_secs(after_seconds))
         }
+        Command::Copy { from, to } => copy::copy(&from, &to),
     }
 }

@@ -70,7 +70,7 @@ pub(crate) struct Faults {
 struct Broken {
     hosts: Vec<(HostFault, String)>,
     api_server: bool,
-    drained: Vec<String>,
+    cordoned: Vec<String>,
 }
 
 impl Faults {
@@ -84,28 +84,34 @@ impl Faults {
 
     /// Mends whatever is broken.
     pub(crate) async fn mend(&self, kube: &Kube) {
-        let Broken { hosts, api_server, drained } = std::mem::take(&mut *self.broken());
+        let Broken { hosts, api_server, cordoned } = std::mem::take(&mut *self.broken());
         for (fault, host) in hosts {
             self.mend_host(fault, &host).await;
         }
         if api_server {
             self.start_api_server().await;
         }
-        for host in drained {
+        for host in cordoned {
             kube.must("kubectl", &["uncordon", &host]).await;
         }
     }
 
     /// As an administrator does it before work on a host.
     pub(crate) async fn drain(&self, kube: &Kube, host: &str) {
-        self.broken().drained.push(host.to_owned());
+        self.broken().cordoned.push(host.to_owned());
         let options = ["--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=120s"];
         kube.must("kubectl", &[&["drain", host], &options[..]].concat()).await;
     }
 
+    /// Takes no more pods; what runs there stays.
+    pub(crate) async fn cordon(&self, kube: &Kube, host: &str) {
+        self.broken().cordoned.push(host.to_owned());
+        kube.must("kubectl", &["cordon", host]).await;
+    }
+
     pub(crate) async fn uncordon(&self, kube: &Kube, host: &str) {
         kube.must("kubectl", &["uncordon", host]).await;
-        self.broken().drained.retain(|drained| drained != host);
+        self.broken().cordoned.retain(|cordoned| cordoned != host);
     }
 
     /// Why this cluster cannot do something; None: it can.

@@ -3,8 +3,9 @@
 //! its own, and prints one table. `tests/e2e/run` builds the images, picks the cluster and calls it.
 //!
 //! Reading order: `scenario` (what is tried), `scenarios` (how), `trial` (a cluster under load), `store` and
-//! `load` (its two halves), `faults` (what breaks), `kube` (how all of it is reached), `table`.
+//! `load` (its two halves), `faults` (what breaks), `copies` (of volumes), `kube` (how all of it is reached), `table`.
 
+mod copies;
 #[cfg(test)]
 mod extremes;
 mod faults;

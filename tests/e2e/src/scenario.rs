@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::faults::Ability;
 use crate::load::{Counted, Verdict};
-use crate::scenarios::{changes, hosts, lasting, leader, operators, quickstart, strangers, volumes};
+use crate::scenarios::{changes, copies, hosts, lasting, leader, operators, quickstart, strangers, volumes};
 use crate::suite::Suite;
 
 /// What is run when no scenario is named.
@@ -150,6 +150,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         scenario!(All, "supervised", changes::supervised, "a roll that waits for a person, a pause, kubectl scale"),
         scenario!(All, "scale-1-3-5-3-1", changes::scaled_through_all_sizes, "1 -> 3 -> 5 -> 3 -> 1"),
         scenario!(All, "leader-volume-lost", volumes::lost_on_the_leader, "the leader's volume deleted"),
+        scenario!(All, "old-volumes", copies::put_back, "old copies of volumes come back", needs Signals),
         scenario!(All, "all-pods-deleted", lasting::all_pods_deleted, "all pods deleted at once"),
         scenario!(All, "volume-full", volumes::full_and_grown, "a full volume, then growth"),
         scenario!(All, "volume-fixed", volumes::cannot_grow, "volumes that cannot grow"),

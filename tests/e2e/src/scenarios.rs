@@ -2,6 +2,7 @@
 //! something is not as it should be, and returns what was measured.
 
 pub(crate) mod changes;
+pub(crate) mod copies;
 pub(crate) mod hosts;
 pub(crate) mod lasting;
 pub(crate) mod leader;
