@@ -157,6 +157,8 @@ mutants! {
     // Recovery by hand, and live settings.
     /// Nobody is recovered by hand who leads or hears a leader.
     RecoverBesideLeader,
+    /// Nor who hears, with itself, a majority that could elect.
+    RecoverBesideMajority,
     /// A recovery by hand is carried out only in the epoch that it was decided on.
     RecoverAtAnyEpoch,
     /// A recovery by hand is durable before it is answered.

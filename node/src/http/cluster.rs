@@ -218,6 +218,7 @@ pub(crate) async fn change_settings(State(app): State<App>, request: Request<Bod
 }
 
 #[utoipa::path(post, path = "/cluster/recover", tag = "cluster", summary = "Majority lost for good: a new group of one",
+    description = "409 unless the epoch is the node's own, and while it hears a leader, or enough voters to elect one.",
     security(("token" = [])), request_body = super::openapi::RecoverDocument,
     responses((status = 200, body = DoneDocument), super::openapi::DirectiveErrors))]
 pub(crate) async fn recover(State(app): State<App>, request: Request<Body>) -> Result<Response, Failure> {

@@ -78,6 +78,7 @@ reached! {
     MajorityLost => "a majority was lost for good",
     RecoveredByHand => "a survivor was recovered by hand",
     RecoveryRefused => "a recovery by hand was refused beside a leader",
+    RecoveryBesideMajority => "a recovery by hand was asked for beside a majority without a leader",
     RecoveryMismatched => "a recovery by hand with other identities was refused",
     RecoveredGrew => "a recovered group had as many voters again",
     StrangerSpoke => "a member of a former group spoke to one of its successor",

@@ -1,13 +1,13 @@
 //! A majority that is lost for good, and its survivor that is recovered by hand: volumes go until who is left is no
 //! majority, a person tells one of them to go on alone, and makes empty volumes of the other nodes members again. Volumes
-//! of the former group come back later, and must find nobody who believes them. Who leads or hears a leader is told to
-//! recover, too, and must refuse.
+//! of the former group come back later, and must find nobody who believes them. Who leads, or hears a leader or a
+//! majority, is told to recover, too, and must refuse.
 
 use kv_core::contract::{Input, Refusal, Reply, Request, Target, Token};
 use kv_core::entry::{EntryId, Epoch};
 use kv_core::group::{ClusterId, MemberId};
 use kv_core::quorum::majority;
-use kv_core::status::Role;
+use kv_core::status::{Health, MemberStatus, Role};
 
 use super::admin::Order;
 use super::coverage::Reached;
@@ -236,9 +236,13 @@ impl World {
         let (place, now) = (process.place, self.clock_of(process.place));
         let view = process.replica.view(now);
         let leads = view.role == Role::Leader && view.lease_until_mono_ms > now.mono_ms;
-        let is_paused = self.nodes[index].paused_until_us > self.now_us;
-        if is_paused || !(leads || self.surely_led_by(place).is_some()) {
+        let is_led = leads || self.surely_led_by(place).is_some();
+        let is_needless = is_led || self.could_elect(place);
+        if self.nodes[index].paused_until_us > self.now_us || !is_needless {
             return;
+        }
+        if !is_led {
+            self.coverage.count(Reached::RecoveryBesideMajority);
         }
         let token = Token(self.next_number());
         let request = self.recovery_of(target, epoch);
@@ -272,5 +276,19 @@ impl World {
     pub(crate) fn are_of_one_group(&self) -> bool {
         let cluster = |index: usize| self.nodes[index].volume.ledger.cluster();
         (1..self.nodes.len()).all(|index| cluster(index) == cluster(0))
+    }
+
+    /// With the voters that it surely hears, and that count.
+    fn could_elect(&self, place: Place) -> bool {
+        let Some(process) = self.nodes[place.node].process.as_ref() else { return false };
+        let status = process.replica.status(self.clock_of(place));
+        let is_heard = |member: &MemberStatus| {
+            member.health == Health::Healthy && process.connections.contains_key(&member.member_id)
+        };
+        let counts = |member: &&MemberStatus| member.voter && !member.unfit;
+        let others = status.members.iter().filter(|member| counts(member) && is_heard(member)).count();
+        let own = status.members.iter().filter(|member| counts(member) && member.member_id == status.member_id).count();
+        let voters = status.members.iter().filter(|member| member.voter).count();
+        process.inbox.is_empty() && others > 0 && own + others >= majority(voters)
     }
 }

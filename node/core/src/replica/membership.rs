@@ -429,6 +429,10 @@ impl Replica {
         if self.leader_is_alive(now) && !self.lease_has_lapsed(now) && !mutant::on(Mutant::RecoverBesideLeader) {
             return self.refuse(token, Refusal::Conflict("a leader lives: nothing is lost for good".to_owned()));
         }
+        if self.hears_a_majority(now) && !mutant::on(Mutant::RecoverBesideMajority) {
+            let why = "a majority of the voters is heard: nothing is lost for good";
+            return self.refuse(token, Refusal::Conflict(why.to_owned()));
+        }
         if self.installing {
             return self.refuse(token, Refusal::NotReady("the node installs a snapshot".to_owned()));
         }
@@ -454,6 +458,15 @@ impl Replica {
             return self.reply(token, Reply::Done { config_id });
         }
         self.when_durable(Then::Reply(token, Reply::Done { config_id }));
+    }
+
+    /// This one and those whom it hears could elect. The only voter has nobody to hear.
+    fn hears_a_majority(&self, now: Now) -> bool {
+        let is_unfit =
+            |id: &MemberId| self.peers.get(id).and_then(|peer| peer.report.as_ref()).is_some_and(|report| report.unfit);
+        let others = self.other_voters().into_iter().filter(|id| self.is_reachable(now, *id) && !is_unfit(id)).count();
+        let own = usize::from(self.is_voter() && self.hard.quarantine.is_none());
+        others > 0 && own + others >= quorum::majority(self.configuration().voters.len())
     }
 
     /// Learners stand in no configuration. A leader that has fed this one, and knows it no more, was told to remove
