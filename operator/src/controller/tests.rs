@@ -89,9 +89,9 @@ fn set_spec(state: &mut State, spec: &str) {
     state.store(("kvclusters".to_owned(), "demo".to_owned()), cluster);
 }
 
-async fn world(network: &str, spec: &str) -> World {
+async fn world(spec: &str) -> World {
     let world = World::default();
-    serve(&world, network).await;
+    serve(&world).await;
     set_spec(&mut world.state(), spec);
     world
 }
@@ -122,14 +122,14 @@ async fn breaks_nothing(world: &World, start: State) {
 
 #[tokio::test]
 async fn whatever_write_fails_a_new_cluster_ends_the_same() {
-    let world = world("127.31.1", "{leader: demo-1, storage: {size: 1Gi}}").await;
+    let world = world("{leader: demo-1, storage: {size: 1Gi}}").await;
     let start = world.state().clone();
     breaks_nothing(&world, start).await;
 }
 
 #[tokio::test]
 async fn whatever_write_fails_a_roll_with_growth_and_new_settings_ends_the_same() {
-    let world = world("127.31.2", "{storage: {size: 1Gi}}").await;
+    let world = world("{storage: {size: 1Gi}}").await;
     Operator::new(&world).converge().await;
     set_spec(&mut world.state(), "{image: 'kvcluster/kv-node:2', historyLimit: 7, storage: {size: 2Gi}}");
     let start = world.state().clone();
@@ -138,7 +138,7 @@ async fn whatever_write_fails_a_roll_with_growth_and_new_settings_ends_the_same(
 
 #[tokio::test]
 async fn whatever_write_fails_more_and_fewer_replicas_end_the_same() {
-    let world = world("127.31.3", "{storage: {size: 1Gi}}").await;
+    let world = world("{storage: {size: 1Gi}}").await;
     Operator::new(&world).converge().await;
     set_spec(&mut world.state(), "{replicas: 5, storage: {size: 1Gi}}");
     let start = world.state().clone();
@@ -151,7 +151,7 @@ async fn whatever_write_fails_more_and_fewer_replicas_end_the_same() {
 
 #[tokio::test]
 async fn caches_that_are_late_cost_time_and_nothing_else() {
-    let world = world("127.31.4", "{leader: demo-1, storage: {size: 1Gi}}").await;
+    let world = world("{leader: demo-1, storage: {size: 1Gi}}").await;
     let start = world.state().clone();
     let expected = Operator::new(&world).converge().await;
     *world.state() = start;
@@ -170,7 +170,7 @@ async fn caches_that_are_late_cost_time_and_nothing_else() {
 
 #[tokio::test]
 async fn two_operators_at_once_do_no_harm() {
-    let world = world("127.31.5", "{leader: demo-1, storage: {size: 1Gi}}").await;
+    let world = world("{leader: demo-1, storage: {size: 1Gi}}").await;
     let start = world.state().clone();
     let expected = Operator::new(&world).converge().await;
     *world.state() = start;
@@ -191,7 +191,7 @@ async fn two_operators_at_once_do_no_harm() {
 
 #[tokio::test]
 async fn what_was_edited_or_deleted_by_hand_comes_back() {
-    let world = world("127.31.6", "{storage: {size: 1Gi}}").await;
+    let world = world("{storage: {size: 1Gi}}").await;
     let mut operator = Operator::new(&world);
     let expected = operator.converge().await;
     for kind in ["services", "configmaps", "secrets", "poddisruptionbudgets", "networkpolicies", "statefulsets"] {
@@ -219,7 +219,7 @@ async fn what_was_edited_or_deleted_by_hand_comes_back() {
 
 #[tokio::test]
 async fn volumes_that_cannot_grow_keep_nothing_else_from_being_done() {
-    let world = world("127.31.7", "{leader: demo-0, storage: {size: 1Gi}}").await;
+    let world = world("{leader: demo-0, storage: {size: 1Gi}}").await;
     let mut operator = Operator::new(&world);
     operator.converge().await;
     set_spec(&mut world.state(), "{leader: demo-1, image: 'kvcluster/kv-node:2', storage: {size: 2Gi}}");
@@ -238,7 +238,7 @@ async fn volumes_that_cannot_grow_keep_nothing_else_from_being_done() {
 
 #[tokio::test]
 async fn a_spec_that_makes_an_object_which_the_api_server_refuses_is_invalid() {
-    let world = world("127.31.10", "{storage: {size: 1Gi}}").await;
+    let world = world("{storage: {size: 1Gi}}").await;
     let mut operator = Operator::new(&world);
     operator.converge().await;
     set_spec(&mut world.state(), "{pod: {labels: {'not a label': x}}, storage: {size: 1Gi}}");
@@ -267,7 +267,7 @@ fn condition(world: &World, kind: &str) -> (String, String) {
 
 #[tokio::test]
 async fn what_was_added_by_hand_where_nothing_but_ours_may_be_goes() {
-    let world = world("127.31.11", "{storage: {size: 1Gi}}").await;
+    let world = world("{storage: {size: 1Gi}}").await;
     let mut operator = Operator::new(&world);
     let expected = operator.converge().await;
     for (plural, name, place, added) in [
@@ -290,7 +290,7 @@ async fn what_was_added_by_hand_where_nothing_but_ours_may_be_goes() {
 
 #[tokio::test]
 async fn an_answer_that_is_garbage_or_late_is_unknown_and_nobody_is_taken_for_gone() {
-    let world = world("127.31.12", "{storage: {size: 1Gi}}").await;
+    let world = world("{storage: {size: 1Gi}}").await;
     let mut operator = Operator::new(&world);
     operator.converge().await;
     let leader = world.state().nodes.leader.unwrap();
@@ -312,7 +312,7 @@ async fn an_answer_that_is_garbage_or_late_is_unknown_and_nobody_is_taken_for_go
 
 #[tokio::test]
 async fn a_directive_without_the_token_is_refused_and_told_and_sent_again_with_it() {
-    let world = world("127.31.13", "{leader: demo-0, storage: {size: 1Gi}}").await;
+    let world = world("{leader: demo-0, storage: {size: 1Gi}}").await;
     let mut operator = Operator::new(&world);
     operator.converge().await;
     let secret = ("secrets".to_owned(), "demo-auth".to_owned());
@@ -332,7 +332,7 @@ async fn a_directive_without_the_token_is_refused_and_told_and_sent_again_with_i
 
 #[tokio::test]
 async fn a_failure_that_stays_makes_nothing_else_late() {
-    let world = world("127.31.14", "{storage: {size: 1Gi}}").await;
+    let world = world("{storage: {size: 1Gi}}").await;
     let context = Arc::new(Operator::new(&world).context);
     let cluster = Arc::new(DeserializeGuard(Ok(stored(&world))));
     let error = Error::Node(NodeError::Unreachable { pod: "demo-0".to_owned() });
@@ -343,7 +343,7 @@ async fn a_failure_that_stays_makes_nothing_else_late() {
 
 #[tokio::test]
 async fn a_spec_that_lets_no_pod_start_is_put_right_with_no_leader_and_before_there_ever_was_one() {
-    let world = world("127.31.15", "{image: no-such-image, storage: {size: 1Gi}}").await;
+    let world = world("{image: no-such-image, storage: {size: 1Gi}}").await;
     let mut operator = Operator::new(&world);
     for image in ["kvcluster/kv-node:1", "kvcluster/kv-node:2"] {
         for _ in 0..5 {
@@ -362,7 +362,7 @@ async fn a_spec_that_lets_no_pod_start_is_put_right_with_no_leader_and_before_th
 
 #[tokio::test]
 async fn a_leader_that_is_no_pod_keeps_nothing_else_from_being_done() {
-    let world = world("127.31.16", "{leader: demo-7, storage: {size: 1Gi}}").await;
+    let world = world("{leader: demo-7, storage: {size: 1Gi}}").await;
     let mut operator = Operator::new(&world);
     for replicas in [3, 4] {
         set_spec(&mut world.state(), &format!("{{leader: demo-7, replicas: {replicas}, storage: {{size: 1Gi}}}}"));
@@ -380,7 +380,7 @@ async fn a_leader_that_is_no_pod_keeps_nothing_else_from_being_done() {
 
 #[tokio::test]
 async fn a_spec_that_makes_no_sense_does_not_change_which_pods_are_updated() {
-    let world = world("127.31.8", "{storage: {size: 1Gi}}").await;
+    let world = world("{storage: {size: 1Gi}}").await;
     let mut operator = Operator::new(&world);
     operator.converge().await;
     set_spec(&mut world.state(), "{dedupExpiry: soon, image: 'kvcluster/kv-node:2', storage: {size: 1Gi}}");

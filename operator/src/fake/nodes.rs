@@ -2,6 +2,7 @@
 //! be. What a node refuses here is what a real one would refuse.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use axum::Router;
 use axum::body::Body;
@@ -11,10 +12,20 @@ use k8s_openapi::ByteString;
 use kv_core::group::{ClusterId, MemberInfo};
 use kv_core::status::{Failover, NodeStatus, Role};
 use serde_json::{Value, json};
+use tokio::net::TcpListener;
 
 use super::{Fate, State, World};
 use crate::names::CLIENT_PORT;
 use crate::plan::scene::{self, record};
+
+/// How many nodes are served.
+const SERVED: u32 = 5;
+
+/// From 127.8.0 to 127.15.255, spread so that processes rarely try the same one.
+const NETWORKS: u32 = 8 << 8;
+const SPREAD: u32 = 2_654_435_761;
+
+static NEXT_NETWORK: AtomicU32 = AtomicU32::new(0);
 
 /// What a node says of itself instead of its status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -138,14 +149,27 @@ fn ordinal_of(name: &str) -> u32 {
 }
 
 /// Serves as many nodes as a test may need, until the test ends.
-pub(crate) async fn serve(world: &World, network: &str) {
-    world.state().nodes.network = network.to_owned();
-    for ordinal in 0..5 {
-        let address = (world.state().nodes.address(ordinal), u16::try_from(CLIENT_PORT).unwrap());
-        let listener = tokio::net::TcpListener::bind((address.0.as_str(), address.1)).await.unwrap();
+pub(crate) async fn serve(world: &World) {
+    let (network, listeners) = listen().await;
+    world.state().nodes.network = network;
+    for (ordinal, listener) in (0..).zip(listeners) {
         let router = Router::new().fallback(answer).with_state((world.clone(), ordinal));
         tokio::spawn(async move { axum::serve(listener, router).await });
     }
+}
+
+/// On a network that no other test has, in this process or another one.
+async fn listen() -> (String, Vec<TcpListener>) {
+    let port = u16::try_from(CLIENT_PORT).unwrap();
+    for _ in 0..NETWORKS {
+        let drawn = std::process::id().wrapping_mul(SPREAD).wrapping_add(NEXT_NETWORK.fetch_add(1, Ordering::Relaxed));
+        let network = format!("127.{}.{}", 8 + drawn % NETWORKS / 256, drawn % 256);
+        let bind = |node| TcpListener::bind((format!("{network}.{node}"), port));
+        if let Ok(listeners) = futures::future::try_join_all((1..=SERVED).map(bind)).await {
+            return (network, listeners);
+        }
+    }
+    panic!("no loopback network is free");
 }
 
 async fn answer(Shared((world, ordinal)): Shared<(World, u32)>, request: Request<Body>) -> Response<Body> {

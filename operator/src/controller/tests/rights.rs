@@ -9,7 +9,7 @@ const ALL_OF_IT: &str = "{monitoring: {podMonitor: true}, storage: {size: 1Gi}}"
 
 #[tokio::test]
 async fn the_chart_gives_the_rights_that_are_used_and_no_others() {
-    let world = world("127.31.9", ALL_OF_IT).await;
+    let world = world(ALL_OF_IT).await;
     world.state().has_pod_monitors = true;
     let mut operator = Operator::new(&world);
     for spec in [
