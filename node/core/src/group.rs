@@ -11,6 +11,8 @@ use crate::entry::EntryId;
 
 /// Most earlier versions of a key that can be asked for.
 pub const HISTORY_LIMIT_MAX: u32 = 100_000;
+/// Longest time for which a request can be remembered, in seconds: a year.
+pub const DEDUP_EXPIRY_SECONDS_MAX: u64 = 31_536_000;
 /// Most requests that can be remembered.
 pub const DEDUP_LIMIT_MAX: u64 = 10_000_000;
 /// Longest name of a node or of a cluster, in bytes.
@@ -240,8 +242,8 @@ impl Settings {
         if self.history_limit > HISTORY_LIMIT_MAX {
             return Err(format!("history_limit must be at most {HISTORY_LIMIT_MAX}"));
         }
-        if self.dedup_expiry_seconds == 0 || self.dedup_expiry_seconds > u64::from(u32::MAX) {
-            return Err(format!("dedup_expiry_seconds must be 1 to {}", u32::MAX));
+        if self.dedup_expiry_seconds == 0 || self.dedup_expiry_seconds > DEDUP_EXPIRY_SECONDS_MAX {
+            return Err(format!("dedup_expiry_seconds must be 1 to {DEDUP_EXPIRY_SECONDS_MAX}"));
         }
         if self.dedup_limit == 0 || self.dedup_limit > DEDUP_LIMIT_MAX {
             return Err(format!("dedup_limit must be 1 to {DEDUP_LIMIT_MAX}"));
@@ -307,6 +309,17 @@ mod tests {
         for bad in bad.into_iter().chain([too_long.as_str(), "a\u{a0}b:1x", "a\nb:1"]) {
             assert!(check_peer_url(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn settings_are_held_to_their_ranges() {
+        let usual = Settings::default();
+        let expiry = |seconds| Settings { dedup_expiry_seconds: seconds, ..usual }.check().is_ok();
+        assert!(expiry(1) && expiry(DEDUP_EXPIRY_SECONDS_MAX) && !expiry(0) && !expiry(DEDUP_EXPIRY_SECONDS_MAX + 1));
+        let requests = |limit| Settings { dedup_limit: limit, ..usual }.check().is_ok();
+        assert!(requests(1) && requests(DEDUP_LIMIT_MAX) && !requests(0) && !requests(DEDUP_LIMIT_MAX + 1));
+        let versions = |limit| Settings { history_limit: limit, ..usual }.check().is_ok();
+        assert!(versions(0) && versions(HISTORY_LIMIT_MAX) && !versions(HISTORY_LIMIT_MAX + 1));
     }
 
     #[test]

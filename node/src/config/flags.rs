@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::parser::ValueSource;
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use kv_core::contract::Failover;
-use kv_core::group::{DEDUP_LIMIT_MAX, HISTORY_LIMIT_MAX, NodeName};
+use kv_core::group::{DEDUP_EXPIRY_SECONDS_MAX, DEDUP_LIMIT_MAX, HISTORY_LIMIT_MAX, NodeName};
 
 use super::bounds::{HEARTBEAT_SECONDS, SCHEDULE_SECONDS_MAX};
 use super::parse::{boolean, checked, listen_address, node_name, peer_url, seconds, url, whole};
@@ -22,7 +22,7 @@ const API_TIMEOUT_SECONDS: RangeInclusive<f64> = 0.1..=300.0;
 const DRAIN_SECONDS: RangeInclusive<f64> = 0.0..=3600.0;
 const INTERVAL_SECONDS: RangeInclusive<u64> = 1..=SCHEDULE_SECONDS_MAX;
 const MIN_INTERVAL_SECONDS: RangeInclusive<u64> = 0..=SCHEDULE_SECONDS_MAX;
-const DEDUP_EXPIRY_SECONDS: RangeInclusive<u64> = 1..=31_536_000;
+const DEDUP_EXPIRY_SECONDS: RangeInclusive<u64> = 1..=DEDUP_EXPIRY_SECONDS_MAX;
 const DEDUP_RECORDS: RangeInclusive<u64> = 1..=DEDUP_LIMIT_MAX;
 const HISTORY_VERSIONS: RangeInclusive<u64> = 0..=HISTORY_LIMIT_MAX as u64;
 /// Up to 1 GiB; a single line may exceed it, so there is no lower bound but 1.
