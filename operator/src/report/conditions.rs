@@ -230,7 +230,17 @@ fn spec_invalid(facts: &Facts<'_>) -> Finding {
         (_, Some(error @ Error::Invalid { .. })) => is(Reason::BadValue, error.to_string()),
         _ => match validate::warning(facts.spec) {
             Some(warning) => is_not(Reason::EvenReplicas, warning),
-            None => is_not(Reason::Valid, ""),
+            None => is_not(Reason::Valid, without_kind(facts)),
         },
+    }
+}
+
+/// What is asked for where it cannot be made.
+fn without_kind(facts: &Facts<'_>) -> &'static str {
+    match facts.spec.monitoring.pod_monitor && !facts.observed.pod_monitors {
+        true => {
+            "spec.monitoring.podMonitor: the kind PodMonitor is not installed, and nothing is made of it until it is"
+        }
+        false => "",
     }
 }

@@ -81,6 +81,18 @@ fn message(status: &KvClusterStatus, kind: ConditionType) -> &str {
     &status.conditions.iter().find(|condition| condition.type_ == kind.as_str()).unwrap().message
 }
 
+#[test]
+fn a_pod_monitor_that_cannot_be_made_is_told_and_is_no_fault_of_the_spec() {
+    let spec = "{monitoring: {podMonitor: true}, storage: {size: 1Gi}}";
+    let mut scene = Scene::led(spec, 3, 1);
+    let status = reported(&mut scene, spec);
+    assert_condition(&status, ConditionType::SpecInvalid, "False", Reason::Valid);
+    assert_condition(&status, ConditionType::Progressing, "False", Reason::Stable);
+    assert!(message(&status, ConditionType::SpecInvalid).contains("PodMonitor is not installed"));
+    scene.observed.pod_monitors = true;
+    assert_eq!(message(&reported(&mut scene, spec), ConditionType::SpecInvalid), "");
+}
+
 fn unscheduled(message: &str) -> Trouble {
     Trouble::Unscheduled { message: message.to_owned() }
 }

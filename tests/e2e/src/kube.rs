@@ -19,8 +19,8 @@ use tokio::time::timeout;
 
 use crate::waiting::eventually;
 
-/// On every namespace of the suite.
-const LABEL: &str = "kvcluster.dev/e2e";
+/// On everything of the suite that is in no namespace of it, its namespaces included.
+pub(crate) const LABEL: &str = "kvcluster.dev/e2e";
 /// Says which class is the default one.
 const DEFAULT_CLASS: &str = "storageclass.kubernetes.io/is-default-class";
 /// The API server is given up after this; it is on the same machine or one that is near.

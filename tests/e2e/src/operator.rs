@@ -130,9 +130,7 @@ impl Operator {
 
 /// A copy of the chart with another appVersion, and so with other default images.
 pub(crate) fn chart_with_version(dir: &Path, version: &str) {
-    let chart = repository().join("charts/kv-operator");
-    let copied = std::process::Command::new("cp").args(["-r".as_ref(), chart.as_os_str(), dir.as_os_str()]).status();
-    assert!(copied.is_ok_and(|status| status.success()), "the chart is copied");
+    copy_chart(dir);
     let manifest = dir.join("Chart.yaml");
     let text = std::fs::read_to_string(&manifest).expect("a chart has a Chart.yaml");
     let bumped = text.lines().map(|line| match line.split_once(": ") {
@@ -140,4 +138,29 @@ pub(crate) fn chart_with_version(dir: &Path, version: &str) {
         _ => format!("{line}\n"),
     });
     std::fs::write(&manifest, bumped.collect::<String>()).expect("the copy can be written");
+}
+
+/// A copy of the chart whose definition lacks a field of the spec, as that of a release before it does.
+pub(crate) fn chart_without_field(dir: &Path, field: &str) {
+    copy_chart(dir);
+    let definition = dir.join("files/kvclusters.kvcluster.dev.yaml");
+    let text = std::fs::read_to_string(&definition).expect("the chart has the definition");
+    let depth = |line: &str| line.len() - line.trim_start().len();
+    let mut field_depth = None;
+    let kept = text.lines().filter(|line| {
+        field_depth = field_depth.filter(|of_field| depth(line) > *of_field);
+        if line.trim() == format!("{field}:") {
+            field_depth = Some(depth(line));
+        }
+        field_depth.is_none()
+    });
+    let kept: String = kept.map(|line| format!("{line}\n")).collect();
+    assert!(kept.len() < text.len(), "the definition has the field {field}");
+    std::fs::write(&definition, kept).expect("the copy can be written");
+}
+
+fn copy_chart(dir: &Path) {
+    let chart = repository().join("charts/kv-operator");
+    let copied = std::process::Command::new("cp").args(["-r".as_ref(), chart.as_os_str(), dir.as_os_str()]).status();
+    assert!(copied.is_ok_and(|status| status.success()), "the chart is copied");
 }

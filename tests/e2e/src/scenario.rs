@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::faults::Ability;
 use crate::load::{Counted, Verdict};
-use crate::scenarios::{changes, copies, hosts, lasting, leader, operators, quickstart, strangers, volumes};
+use crate::scenarios::{changes, copies, hosts, lasting, leader, operators, options, quickstart, strangers, volumes};
 use crate::suite::Suite;
 
 /// What is run when no scenario is named.
@@ -121,32 +121,24 @@ pub(crate) fn all() -> Vec<Scenario> {
         scenario!(Ci, "scale-3-5-3", changes::scaled_to_five_and_back, "two more replicas, and back"),
         scenario!(Ci, "volume-lost", volumes::lost_on_a_follower, "a follower's volume deleted"),
         scenario!(Ci, "recreated", lasting::recreated, "deleted, and created again over its volumes"),
-        scenario!(
-            Ci,
-            "operator-upgrade",
-            operators::upgraded,
-            "the chart with a bumped appVersion and another default"
-        ),
+        scenario!(Ci, "operator-upgrade", operators::upgraded, "the chart with a bumped appVersion"),
         scenario!(All, "idle", operators::idle, "an idle reconcile writes nothing"),
         scenario!(All, "leader-deleted", leader::deleted, "the leader's pod deleted"),
         scenario!(All, "leader-force-deleted", leader::force_deleted, "the leader's pod deleted without grace"),
         scenario!(All, "leader-stopped", leader::stopped, "SIGSTOP of the leader", needs Signals),
         scenario!(All, "leader-manual", leader::manual, "failover by hand, and by the operator alone", needs Signals),
+        scenario!(All, "leader-returns", leader::returns, "leadership given back to spec.leader", needs Signals),
         scenario!(All, "host-stopped", hosts::stopped, "the leader's host loses all processes", needs Hosts),
         scenario!(All, "host-paused", hosts::paused, "all processes of the leader's host stand still", needs Hosts),
         scenario!(All, "host-cut", hosts::cut, "the leader's host is cut off", needs Hosts),
-        scenario!(All, "host-drained", hosts::drained, "kubectl drain of the leader's host"),
+        scenario!(All, "host-drained", hosts::drained, "kubectl drain of the leader's host, and cordon alone"),
         scenario!(All, "operator-absent", operators::absent, "the leader killed while no operator runs", needs Signals),
         scenario!(All, "operator-killed", operators::killed_while_rolling, "the operator killed while it rolls", needs Signals),
         scenario!(All, "operators-two", operators::two, "two operators of two releases at once"),
         scenario!(All, "api-down", hosts::api_down, "no API server for a minute, and the leader dies", needs ApiServer),
-        scenario!(
-            All,
-            "image-crashes",
-            changes::crashing_image,
-            "an image that crashes, one that is not there, and back"
-        ),
+        scenario!(All, "image-crashes", changes::crashing_image, "an image that crashes, and back"),
         scenario!(All, "spec-mended", changes::mended, "a first spec that lets no pod start, put right"),
+        scenario!(All, "options", options::changed, "NodePort, PodMonitor, claims that go with their pods"),
         scenario!(All, "supervised", changes::supervised, "a roll that waits for a person, a pause, kubectl scale"),
         scenario!(All, "scale-1-3-5-3-1", changes::scaled_through_all_sizes, "1 -> 3 -> 5 -> 3 -> 1"),
         scenario!(All, "leader-volume-lost", volumes::lost_on_the_leader, "the leader's volume deleted"),
@@ -157,25 +149,10 @@ pub(crate) fn all() -> Vec<Scenario> {
         scenario!(All, "settings-live", changes::settings, "settings changed without a restart"),
         scenario!(All, "recreated-smaller", lasting::recreated_smaller, "created again with fewer replicas"),
         scenario!(All, "majority-lost", lasting::majority_lost, "two of three volumes gone, then recovery"),
-        scenario!(
-            All,
-            "chart-reinstalled",
-            operators::reinstalled,
-            "the chart uninstalled, and installed over its CRDs"
-        ),
-        scenario!(
-            All,
-            "watch-namespaces",
-            operators::few_namespaces,
-            "an operator for two namespaces, with a Role in each"
-        ),
+        scenario!(All, "chart-reinstalled", operators::reinstalled, "uninstalled, and installed over an older CRD"),
+        scenario!(All, "watch-namespaces", operators::few_namespaces, "an operator for two namespaces"),
         scenario!(All, "many", operators::many, "fifty clusters: the operator's memory and requests"),
-        scenario!(
-            All,
-            "neighbours",
-            strangers::neighbours,
-            "a new cluster of the same name beside it, after a restart"
-        ),
+        scenario!(All, "neighbours", strangers::neighbours, "a new cluster of the same name beside it"),
         scenario!(All, "edited", strangers::edited, "what was edited or deleted by hand comes back"),
         scenario!(All, "names-taken", strangers::names_taken, "pods and claims of somebody else"),
         scenario!(All, "bad-specs", changes::bad_specs, "specs that are refused, or reported"),

@@ -7,6 +7,7 @@ pub(crate) mod hosts;
 pub(crate) mod lasting;
 pub(crate) mod leader;
 pub(crate) mod operators;
+pub(crate) mod options;
 pub(crate) mod quickstart;
 pub(crate) mod strangers;
 pub(crate) mod volumes;

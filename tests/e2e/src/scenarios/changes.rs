@@ -36,24 +36,40 @@ pub(crate) async fn rolled(suite: Arc<Suite>, name: &'static str) -> Report {
 }
 
 pub(crate) async fn scaled_to_five_and_back(suite: Arc<Suite>, name: &'static str) -> Report {
-    scaled(&suite, name, 3, &[5, 3]).await
+    scaled(&suite, name, 3, &[5, 3]).await.end().await
 }
 
 pub(crate) async fn scaled_through_all_sizes(suite: Arc<Suite>, name: &'static str) -> Report {
-    scaled(&suite, name, 1, &[3, 5, 3, 1]).await
+    let mut trial = scaled(&suite, name, 1, &[3, 5, 3]).await;
+    let size_of = async |claim: &str| {
+        let claim = trial.store.claim_api().get(claim).await.expect("claims stay when their pods are removed");
+        claim.spec.and_then(|spec| spec.resources?.requests?.remove("storage")).map(|size| size.0)
+    };
+    trial.open().await;
+    trial.store.patch(json!({"storage": {"size": "2Gi"}})).await;
+    trial.store.healthy(60).await;
+    let sizes = [size_of("data-demo-2").await, size_of("data-demo-4").await];
+    assert_eq!(sizes.map(Option::unwrap_or_default), ["2Gi", "1Gi"], "what no pod uses grows when it is used");
+    trial.close(30, Target::Planned).await;
+    resized(&mut trial, 1).await;
+    trial.end().await
 }
 
-async fn scaled(suite: &Suite, name: &str, from: i32, sizes: &[i32]) -> Report {
+async fn scaled(suite: &Suite, name: &str, from: i32, sizes: &[i32]) -> Trial {
     let mut trial = Trial::start(suite, name, json!({ "replicas": from })).await;
     for size in sizes {
-        trial.open().await;
-        trial.store.patch(json!({ "replicas": size })).await;
-        trial.store.healthy(180).await;
-        let pause_ms = trial.close(30, Target::Planned).await.pause_ms;
-        trial.note(format!("to {size}: pause {pause_ms} ms"));
-        assert_eq!(trial.store.pods().await.len(), usize::try_from(*size).expect("a few"));
+        resized(&mut trial, *size).await;
     }
-    trial.end().await
+    trial
+}
+
+async fn resized(trial: &mut Trial, size: i32) {
+    trial.open().await;
+    trial.store.patch(json!({ "replicas": size })).await;
+    trial.store.healthy(180).await;
+    let pause_ms = trial.close(30, Target::Planned).await.pause_ms;
+    trial.note(format!("to {size}: pause {pause_ms} ms"));
+    assert_eq!(trial.store.pods().await.len(), usize::try_from(size).expect("a few"));
 }
 
 /// Nobody listens there.
@@ -247,9 +263,9 @@ const REPORTED: [(&str, &str, &str, &str); 8] = [
     (r#"{"replicas": 2}"#, "SpecInvalid", "EvenReplicas", "odd number"),
     (
         r#"{"replicas": 1, "storage": {"size": "1Gi", "storageClassName": "no-such-class"}}"#,
-        "Available",
-        "WaitingForMembers",
-        "",
+        "Degraded",
+        "VolumeUnavailable",
+        "kubectl describe pvc data-demo-0",
     ),
 ];
 
@@ -273,6 +289,8 @@ pub(crate) async fn bad_specs(suite: Arc<Suite>, name: &'static str) -> Report {
         let reported = format!("{spec} is reported with {words:?}");
         store.wait(&reported, 60, |_, status| because(status, kind, reason) && is_told(status)).await;
         store.delete().await;
+        // The next spec is to be that of a new cluster, and not to find the volumes of this one.
+        suite.kube.must("kubectl", &["delete", "pvc", "--all", "--namespace", &store.namespace]).await;
     }
     Report::default()
 }

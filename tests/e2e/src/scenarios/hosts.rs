@@ -51,7 +51,20 @@ pub(crate) async fn drained(suite: Arc<Suite>, name: &'static str) -> Report {
     trial.load.flows(30).await;
     suite.faults.uncordon(&suite.kube, &host).await;
     trial.close(120, Target::Planned).await;
+    cordoned(&suite, &mut trial).await;
     trial.end().await
+}
+
+/// Leadership moves before anything is evicted.
+async fn cordoned(suite: &Suite, trial: &mut Trial) {
+    trial.open().await;
+    let (leader, before) = (trial.store.leader().await, trial.store.lives().await);
+    let host = trial.store.host(&leader).await;
+    suite.faults.cordon(&suite.kube, &host).await;
+    trial.another_leads(&leader).await;
+    suite.faults.uncordon(&suite.kube, &host).await;
+    trial.close(60, Target::Planned).await;
+    assert_eq!(trial.store.lives().await, before, "no pod was restarted");
 }
 
 /// Failover needs neither the API server nor the operator.

@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use kube::ResourceExt;
 use kube::api::DeleteParams;
+use kv_operator::crd::KvClusterStatus;
 use serde_json::json;
 
+use crate::copies::Copy;
 use crate::load::Load;
 use crate::scenario::{Report, Target};
-use crate::store::{because, is};
+use crate::store::{Store, because, condition, is};
 use crate::suite::Suite;
 use crate::trial::Trial;
 
@@ -56,8 +58,10 @@ pub(crate) async fn majority_lost(suite: Arc<Suite>, name: &'static str) -> Repo
     let mut report = trial.end().await;
     Load::remove(&store).await;
     let lost = store.pods().await.into_iter().map(|pod| pod.name_any()).filter(|pod| *pod != survivor);
-    for pod in lost.collect::<Vec<_>>() {
-        store.lose_volume(&pod).await;
+    let lost: Vec<String> = lost.collect();
+    let copy = Copy::of(&store, &lost[0]).await;
+    for pod in &lost {
+        store.lose_volume(pod).await;
     }
     store.wait("the loss is reported", 120, |_, status| because(status, "Available", "QuorumLost")).await;
     let (cluster_id, epoch) = (store.status().await.cluster_id, store.status().await.epoch.expect("it had led"));
@@ -71,5 +75,56 @@ pub(crate) async fn majority_lost(suite: Arc<Suite>, name: &'static str) -> Repo
     let again = Trial::over(&store).await.end().await;
     report.acknowledged += again.acknowledged;
     report.lost += again.lost;
+    former_member_returns(&suite, &store, &copy, &lost[0]).await;
+    lost_again(&store, &survivor, &lost).await;
     report
+}
+
+/// With failover by hand, and an order that was carried out left in the spec: that does nothing, and one about the
+/// present epoch is carried out.
+async fn lost_again(store: &Store, survivor: &str, lost: &[String]) {
+    store.patch(json!({"failover": "Manual", "leader": lost[0]})).await;
+    store.wait("the pod in spec.leader leads", 60, |_, s| s.leader.as_ref() == Some(&lost[0])).await;
+    store.healthy(60).await;
+    let cluster_id = store.status().await.cluster_id;
+    for pod in lost {
+        store.lose_volume(pod).await;
+    }
+    store.wait("the loss is reported", 120, |_, status| because(status, "Available", "ManualLeaderDown")).await;
+    kv_tests::pass(STANDING).await;
+    store.wait("nothing was done", 5, |_, status| because(status, "Available", "ManualLeaderDown")).await;
+    let epoch = store.status().await.epoch;
+    assert_eq!(store.status().await.cluster_id, cluster_id, "a former order does nothing");
+    store.patch(json!({"recovery": {"forceLeader": survivor, "acceptDataLossAtEpoch": epoch}})).await;
+    store.healthy(180).await;
+    assert_ne!(store.status().await.cluster_id, cluster_id, "it is another group now");
+    store.wait("the order is followed again", 60, |_, s| s.leader.as_ref() == Some(&lost[0])).await;
+}
+
+/// The volume of a member of the former group turns up: it stays outside and changes nothing, and the two commands
+/// that the message shows make of its pod a member.
+async fn former_member_returns(suite: &Suite, store: &Store, copy: &Copy, pod: &str) {
+    let before = store.status().await;
+    copy.put_back(suite).await;
+    copy.start(suite).await;
+    let is_outside = |status: &KvClusterStatus| {
+        let member = status.members.iter().find(|member| member.name == pod);
+        let said = member.and_then(|member| member.message.as_ref());
+        said.is_some_and(|said| said.contains("it stays outside until its claim is deleted"))
+            && because(status, "Progressing", "Replacing")
+    };
+    store.wait("it stays outside", 60, |_, status| is_outside(status)).await;
+    kv_tests::pass(STANDING).await;
+    store.wait("it still stays outside", 5, |_, s| is_outside(s) && is(s, "Available", "True")).await;
+    let after = store.status().await;
+    let of_group = |status: &KvClusterStatus| (status.cluster_id.clone(), status.leader.clone(), status.epoch);
+    assert_eq!(of_group(&after), of_group(&before), "it changed nothing");
+    let said = condition(&after, "Progressing").map(|progress| progress.message.as_str()).unwrap_or_default();
+    let (_, commands) = said.split_once("as an empty member: ").expect("the message shows what to do");
+    for command in commands.split("; ") {
+        let arguments = command.strip_prefix("kubectl ").expect("both are of kubectl").split(' ');
+        let arguments: Vec<&str> = arguments.chain(["--namespace", &store.namespace]).collect();
+        suite.kube.must("kubectl", &arguments).await;
+    }
+    store.healthy(120).await;
 }

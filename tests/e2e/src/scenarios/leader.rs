@@ -1,14 +1,14 @@
 //! What befalls the leader alone: it is asked to hand over, deleted, killed, stopped.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kube::api::DeleteParams;
 use serde_json::json;
 
 use crate::faults::{Signal, signal};
 use crate::scenario::{Report, Target};
-use crate::store::{because, is};
+use crate::store::{Store, because, is};
 use crate::suite::Suite;
 use crate::trial::{Trial, timed};
 
@@ -72,21 +72,71 @@ pub(crate) async fn manual(suite: Arc<Suite>, name: &'static str) -> Report {
     let conditions = store.status().await.conditions;
     let said = &conditions.iter().find(|c| c.type_ == "Available").expect("it was just seen").message;
     assert!(said.contains("kubectl patch kvcluster demo"), "the message names the patch: {said}");
+    // An order to recover hides nothing, and waits: a majority answers, which could elect.
+    let (cluster_id, epoch) = (store.status().await.cluster_id, store.status().await.epoch);
+    store.patch(json!({"recovery": {"forceLeader": "demo-2", "acceptDataLossAtEpoch": epoch}})).await;
     kv_tests::pass(NOBODY_LEADS).await;
-    store.wait("nobody was told to lead", 5, |_, status| status.leader.is_none()).await;
+    store
+        .wait("nobody was told to lead, or recovered", 5, |_, status| {
+            status.leader.is_none()
+                && status.cluster_id == cluster_id
+                && because(status, "Available", "ManualLeaderDown")
+                && because(status, "Progressing", "Recovering")
+        })
+        .await;
     store.patch(json!({ "leader": "demo-1" })).await;
     store.wait("the pod that was named leads", 30, |_, s| s.leader.as_deref() == Some("demo-1")).await;
     trial.load.flows(30).await;
     signal(&store, "demo-0", Signal::Cont).await;
     trial.close(60, Target::Outage).await;
     trial.open().await;
-    store.patch(json!({ "leader": null })).await;
+    store.patch(json!({ "leader": null, "recovery": null })).await;
     store.wait("no order is given any more", 30, |_, s| is(s, "Progressing", "False")).await;
     signal(&store, "demo-1", Signal::Stop).await;
     trial.another_leads("demo-1").await;
     signal(&store, "demo-1", Signal::Cont).await;
     trial.close(60, Target::Outage).await;
     trial.end().await
+}
+
+/// How long the pod in `spec.leader` must have been fit, once it has lost leadership.
+const STEADY: Duration = Duration::from_secs(60);
+
+/// Leadership goes back to `spec.leader` by itself, and not too early. Meanwhile a member that stands still is still
+/// one, and an order to recover does nothing.
+pub(crate) async fn returns(suite: Arc<Suite>, name: &'static str) -> Report {
+    let mut trial = Trial::start(&suite, name, json!({"leader": "demo-0"})).await;
+    let store = trial.store.clone();
+    assert_eq!(store.leader().await, "demo-0");
+    trial.open().await;
+    store.replace_pod("demo-0", &DeleteParams::default()).await;
+    trial.another_leads("demo-0").await;
+    let lost = Instant::now();
+    trial.close(60, Target::Planned).await;
+    trial.open().await;
+    one_stopped(&store).await;
+    trial.close(60, Target::Outage).await;
+    trial.open().await;
+    store.wait("leadership returns", 120, |_, status| status.leader.as_deref() == Some("demo-0")).await;
+    let returned = lost.elapsed();
+    assert!(returned >= STEADY, "it was given back after {returned:?}");
+    trial.close(30, Target::Planned).await;
+    trial.note(format!("leadership returned {:.0} s after it was lost", returned.as_secs_f64()));
+    trial.end().await
+}
+
+async fn one_stopped(store: &Store) {
+    let before = store.status().await;
+    let stopped = before.followers.iter().find(|pod| *pod != "demo-0").expect("two pods follow");
+    signal(store, stopped, Signal::Stop).await;
+    store.patch(json!({"recovery": {"forceLeader": "demo-0", "acceptDataLossAtEpoch": before.epoch}})).await;
+    store.wait("it is missing", 30, |_, status| because(status, "QuorumHealthy", "MembersMissing")).await;
+    kv_tests::pass(NOBODY_LEADS).await;
+    let after = store.status().await;
+    assert_eq!((&after.cluster_id, after.epoch), (&before.cluster_id, before.epoch), "nothing was recovered");
+    assert_eq!((&after.leader, &after.followers), (&before.leader, &before.followers), "it still follows");
+    signal(store, stopped, Signal::Cont).await;
+    store.patch(json!({ "recovery": null })).await;
 }
 
 pub(crate) async fn deleted(suite: Arc<Suite>, name: &'static str) -> Report {

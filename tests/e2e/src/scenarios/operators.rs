@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::faults::{Signal, signal};
 use crate::kube::{Kube, repository};
-use crate::operator::{NAMESPACE, REPLICAS, chart_with_version};
+use crate::operator::{NAMESPACE, REPLICAS, chart_with_version, chart_without_field};
 use crate::scenario::{Report, Target};
 use crate::store::{NAME, Store};
 use crate::suite::{Suite, namespace};
@@ -216,6 +216,21 @@ async fn install_for(suite: &Suite, into: &Store, watched: &[&Store]) {
     suite.kube.must("helm", &[&["install", FEW, chart], &options[..]].concat()).await;
 }
 
+/// Of `spec.pod`: a definition without it is a release older than one with it.
+const FIELD: &str = "priorityClassName";
+
+async fn knows_field(store: &Store, known: bool) {
+    let patch = json!({"spec": {"pod": {FIELD: "high"}}}).to_string();
+    let output = format!("--output=jsonpath={{.spec.pod.{FIELD}}}");
+    let tried = ["patch", "kvcluster", NAME, "--type=merge", "--patch", &patch, "--dry-run=server", &output];
+    eventually(&format!("{FIELD} is known: {known}"), 30, || async {
+        let kept = store.kube.program("kubectl", &[&tried[..], &["--namespace", &store.namespace]].concat()).await?;
+        if (kept == "high") == known { Ok(()) } else { Err(kept) }
+    })
+    .await;
+}
+
+/// Over the kept definition of a release before, which an upgrade brings up to date.
 pub(crate) async fn reinstalled(suite: Arc<Suite>, name: &'static str) -> Report {
     let mut trial = Trial::start(&suite, name, json!({})).await;
     let before = trial.store.lives().await;
@@ -228,7 +243,14 @@ pub(crate) async fn reinstalled(suite: Arc<Suite>, name: &'static str) -> Report
     })
     .await;
     trial.load.flows(30).await;
-    suite.operator.install().await;
+    knows_field(&trial.store, true).await;
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let older = dir.path().join("kv-operator");
+    chart_without_field(&older, FIELD);
+    suite.operator.upgrade(&older).await;
+    knows_field(&trial.store, false).await;
+    suite.operator.upgrade(&repository().join("charts/kv-operator")).await;
+    knows_field(&trial.store, true).await;
     trial.store.patch(json!({"historyLimit": 50})).await;
     trial.close(60, Target::Planned).await;
     assert_eq!(trial.store.lives().await, before, "no data pod was restarted");

@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret};
 use kube::ResourceExt;
-use kube::api::{Api, DeleteParams, PostParams};
+use kube::api::{Api, DeleteParams, ListParams, PostParams};
+use kv_operator::crd::KvClusterStatus;
 use serde_json::json;
 
 use crate::kube::from_json;
 use crate::load::IMAGE;
 use crate::scenario::{Report, Target};
-use crate::store::{NAME, Store, because, is};
+use crate::store::{NAME, Store, because, condition, is, names};
 use crate::suite::{Suite, namespace};
 use crate::trial::Trial;
 use crate::waiting::eventually;
@@ -23,7 +24,7 @@ pub(crate) async fn names_taken(suite: Arc<Suite>, name: &'static str) -> Report
     let post = PostParams::default();
     let pod: Pod = from_json(somebodys_pod());
     let pod = store.pod_api().create(&post, &pod).await.expect("the pod is accepted");
-    let claim: PersistentVolumeClaim = from_json(somebodys_claim());
+    let claim: PersistentVolumeClaim = from_json(somebodys_claim("data-demo-2"));
     let claim = store.claim_api().create(&post, &claim).await.expect("the claim is accepted");
     store.create(json!({})).await;
     store.wait("both names are taken", 30, |_, status| because(status, "SpecInvalid", "NameTaken")).await;
@@ -40,7 +41,33 @@ pub(crate) async fn names_taken(suite: Arc<Suite>, name: &'static str) -> Report
     store.delete_pod("demo-1", &DeleteParams::default().grace_period(0)).await;
     store.claim_api().delete("data-demo-2", &DeleteParams::default()).await.expect("the claim is deleted");
     store.healthy(90).await;
+    taken_while_scaling(&store).await;
     Report::default()
+}
+
+/// Nothing is made of the new size, but leadership, and the labels that follow it, go on.
+async fn taken_while_scaling(store: &Store) {
+    let claim: PersistentVolumeClaim = from_json(somebodys_claim("data-demo-4"));
+    store.claim_api().create(&PostParams::default(), &claim).await.expect("the claim is accepted");
+    let next = store.follower().await;
+    store.patch(json!({"replicas": 5, "leader": next})).await;
+    let is_told = |status: &KvClusterStatus| {
+        because(status, "SpecInvalid", "NameTaken")
+            && condition(status, "SpecInvalid").is_some_and(|c| c.message.contains("PersistentVolumeClaim data-demo-4"))
+    };
+    store.wait("the claim is named", 30, |_, status| is_told(status)).await;
+    store.wait("leadership is handed over", 30, |_, s| s.leader.as_deref() == Some(next.as_str()) && is_told(s)).await;
+    store.replace_pod(&next, &DeleteParams::default()).await;
+    store.wait("another leads", 60, |_, s| s.leader.as_ref().is_some_and(|leader| *leader != next) && is_told(s)).await;
+    eventually("the leader has the label", 30, || async {
+        let leads = ListParams::default().labels("kvcluster.dev/role=leader");
+        let labelled = names(&store.pod_api().list(&leads).await.map_err(|error| error.to_string())?.items);
+        if labelled == [store.leader().await] { Ok(()) } else { Err(format!("{labelled:?}")) }
+    })
+    .await;
+    assert_eq!(store.pods().await.len(), 3, "nothing is made of the new size");
+    store.claim_api().delete("data-demo-4", &DeleteParams::default()).await.expect("the claim is deleted");
+    store.healthy(120).await;
 }
 
 fn somebodys_pod() -> serde_json::Value {
@@ -56,9 +83,9 @@ fn somebodys_pod() -> serde_json::Value {
     })
 }
 
-fn somebodys_claim() -> serde_json::Value {
+fn somebodys_claim(name: &str) -> serde_json::Value {
     json!({
-        "metadata": {"name": "data-demo-2"},
+        "metadata": {"name": name},
         "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}},
     })
 }
@@ -106,11 +133,17 @@ pub(crate) async fn edited(suite: Arc<Suite>, name: &'static str) -> Report {
         store.kube.must("kubectl", &[&arguments[..], &here].concat()).await;
     }
     repaired(&store, &before, "what was edited").await;
+    // A wish that names no pod keeps nothing from being repaired.
+    store.patch(json!({ "leader": "demo-7" })).await;
+    let unknown = |status: &KvClusterStatus| because(status, "SpecInvalid", "UnknownLeader");
+    store.wait("the wish is reported", 30, |_, status| unknown(status) && is(status, "Available", "True")).await;
     for object in DELETED {
         let cascade = if object.starts_with("statefulset") { "--cascade=orphan" } else { "--cascade=background" };
         store.kube.must("kubectl", &[&["delete", object, cascade, "--wait=false"][..], &here].concat()).await;
     }
     repaired(&store, &before, "what was deleted").await;
+    store.wait("the wish is still reported", 5, |_, status| unknown(status) && is(status, "Available", "True")).await;
+    store.patch(json!({ "leader": null })).await;
     assert_eq!(self::token(&store).await, token, "the nodes know one token");
     let forge = ["patch", "kvcluster", NAME, "--subresource=status", "--type=merge", "--patch", FORGED];
     store.kube.must("kubectl", &[&forge[..], &here].concat()).await;
