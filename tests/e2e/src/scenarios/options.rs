@@ -41,12 +41,16 @@ async fn published(store: &Store) {
     let port = found.split(' ').nth(1).and_then(|port| port.parse::<u16>().ok());
     assert!(port.is_some() && found.starts_with("NodePort ") && found.ends_with(" one"), "{found}");
     let lives = store.lives().await;
-    store.patch(json!({"service": {"type": "ClusterIP", "annotations": null}})).await;
-    eventually("the Service is for the inside alone", 30, || async {
-        let found = service().await;
-        if found.trim() == "ClusterIP" { Ok(()) } else { Err(found) }
-    })
-    .await;
+    for (wanted, annotations) in [("LoadBalancer", json!({})), ("ClusterIP", json!(null))] {
+        store.patch(json!({"service": {"type": wanted, "annotations": annotations}})).await;
+        eventually(&format!("the Service is a {wanted}"), 30, || async {
+            let found = service().await;
+            let has_port = found.split(' ').nth(1).is_some_and(|port| !port.is_empty());
+            let is_wanted = found.starts_with(&format!("{wanted} ")) && has_port == (wanted != "ClusterIP");
+            if is_wanted && found.ends_with(" one") == annotations.is_object() { Ok(()) } else { Err(found) }
+        })
+        .await;
+    }
     store.healthy(30).await;
     assert_eq!(store.lives().await, lives, "no pod was restarted");
 }
