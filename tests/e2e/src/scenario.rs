@@ -148,7 +148,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         scenario!(All, "volume-fixed", volumes::cannot_grow, "volumes that cannot grow"),
         scenario!(All, "settings-live", changes::settings, "settings changed without a restart"),
         scenario!(All, "recreated-smaller", lasting::recreated_smaller, "created again with fewer replicas"),
-        scenario!(All, "majority-lost", lasting::majority_lost, "two of three volumes gone, then recovery"),
+        scenario!(All, "majority-lost", lasting::majority_lost, "a majority of the volumes gone, then recovery"),
         scenario!(All, "chart-reinstalled", operators::reinstalled, "uninstalled, and installed over an older CRD"),
         scenario!(All, "watch-namespaces", operators::few_namespaces, "an operator for two namespaces"),
         scenario!(All, "many", operators::many, "fifty clusters: the operator's memory and requests"),

@@ -11,7 +11,7 @@ use futures::FutureExt;
 
 use crate::Arguments;
 use crate::faults::Faults;
-use crate::kube::Kube;
+use crate::kube::{Kube, LABEL};
 use crate::load::Load;
 use crate::operator::{NAMESPACE, Operator};
 use crate::scenario::{self, Scenario, Set};
@@ -168,8 +168,9 @@ impl Suite {
             self.kube.delete_namespace(namespace).await;
         }
         self.operator.uninstall().await;
-        let definition = ["delete", "crd", "kvclusters.kvcluster.dev", "--ignore-not-found"];
-        self.kube.must("kubectl", &definition).await;
+        for definitions in ["kvclusters.kvcluster.dev", &format!("--selector={LABEL}")] {
+            self.kube.must("kubectl", &["delete", "crd", definitions, "--ignore-not-found"]).await;
+        }
         self.kube.delete_namespace(NAMESPACE).await;
     }
 }

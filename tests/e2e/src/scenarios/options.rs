@@ -56,15 +56,34 @@ async fn published(store: &Store) {
 }
 
 const POD_MONITORS: &str = "podmonitors.monitoring.coreos.com";
+const MONITOR: &str = "podmonitors.monitoring.coreos.com/demo";
 
-/// Without the kind it is told and nothing fails; with it the object comes, and goes when it is switched off.
-/// Err: somebody else's kind is installed, and is left alone.
+/// Without the kind it is told and nothing fails, also when the kind goes; with it the object comes, and goes when it
+/// is switched off. Err: somebody else's kind is installed, and is left alone.
 async fn monitored(kube: &Kube, store: &Store) -> Result<(), String> {
-    let label = format!("--selector={LABEL}");
-    kube.must("kubectl", &["delete", "crd", &label, "--ignore-not-found"]).await;
     if kube.program("kubectl", &["get", "crd", POD_MONITORS]).await.is_ok() {
         return Err("PodMonitors were not tried: somebody else has their kind".to_owned());
     }
+    told_that_none_is_made(store).await;
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let file = dir.path().join("definition.json");
+    std::fs::write(&file, definition().to_string()).expect("a temporary directory is writable");
+    kube.must("kubectl", &["create", "--filename", file.to_str().expect("the path is text")]).await;
+    monitor_is_made(store).await;
+    store.patch(json!({"monitoring": {"podMonitor": false}})).await;
+    eventually("the PodMonitor goes", 30, || async {
+        let found = try_field(store, MONITOR, "{.metadata.name}").await;
+        found.map_or_else(|said| if said.contains("NotFound") { Ok(()) } else { Err(said) }, Err)
+    })
+    .await;
+    store.patch(json!({"monitoring": {"podMonitor": true}})).await;
+    monitor_is_made(store).await;
+    kube.must("kubectl", &["delete", "crd", POD_MONITORS]).await;
+    told_that_none_is_made(store).await;
+    Ok(())
+}
+
+async fn told_that_none_is_made(store: &Store) {
     store
         .wait("it is told that nothing is made", 30, |_, status| {
             let said = condition(status, "SpecInvalid").map(|c| c.message.as_str()).unwrap_or_default();
@@ -72,27 +91,15 @@ async fn monitored(kube: &Kube, store: &Store) -> Result<(), String> {
         })
         .await;
     store.healthy(30).await;
-    let dir = tempfile::tempdir().expect("a temporary directory");
-    let file = dir.path().join("definition.json");
-    std::fs::write(&file, definition().to_string()).expect("a temporary directory is writable");
-    kube.must("kubectl", &["create", "--filename", file.to_str().expect("the path is text")]).await;
-    let monitor = format!("{POD_MONITORS}/{NAME}");
+}
+
+async fn monitor_is_made(store: &Store) {
     eventually("the PodMonitor is made", 60, || async {
-        let port = try_field(store, &monitor, "{.spec.podMetricsEndpoints[0].port}").await?;
+        let port = try_field(store, MONITOR, "{.spec.podMetricsEndpoints[0].port}").await?;
         if port == "http" { Ok(()) } else { Err(port) }
     })
     .await;
     store.healthy(30).await;
-    store.patch(json!({"monitoring": {"podMonitor": false}})).await;
-    eventually("the PodMonitor goes", 30, || async {
-        let found = try_field(store, &monitor, "{.metadata.name}").await;
-        found.map_or_else(|said| if said.contains("NotFound") { Ok(()) } else { Err(said) }, Err)
-    })
-    .await;
-    kube.must("kubectl", &["delete", "crd", &label]).await;
-    store.patch(json!({"historyLimit": 7})).await;
-    store.healthy(30).await;
-    Ok(())
 }
 
 /// As little of it as an API server takes.
