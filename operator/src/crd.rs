@@ -64,8 +64,8 @@ pub struct KvClusterSpec {
     pub replicas: i32,
 
     /// The pod that is to lead, for example `demo-0`. Changing it hands leadership over. With failover
-    /// Automatic it is a preference, with Manual an order: no other pod is told to lead, but for the time in
-    /// which a roll restarts this one. Unset: any.
+    /// Automatic it is a preference, with Manual an order: no other pod is told to lead, except when a roll
+    /// restarts this one. Unset: any.
     #[schemars(length(max = 63))]
     pub leader: Option<String>,
 

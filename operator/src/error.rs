@@ -72,11 +72,13 @@ impl Error {
             Self::Write { .. } | Self::Invalid { .. } | Self::CannotGrow { .. } => "write",
             Self::Conflict { .. } => "conflict",
             Self::Node(NodeError::Refused { .. }) => "node_refused",
-            Self::Node(_) => "node_unreachable",
+            Self::Node(NodeError::Unreachable { .. }) => "node_unreachable",
+            Self::Node(NodeError::Garbage { .. }) => "node_garbage",
         }
     }
 
-    pub const KINDS: [&'static str; 5] = ["read", "write", "conflict", "node_refused", "node_unreachable"];
+    pub const KINDS: [&'static str; 6] =
+        ["read", "write", "conflict", "node_refused", "node_unreachable", "node_garbage"];
 }
 
 /// Of an answer; None: there was none.

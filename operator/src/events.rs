@@ -9,6 +9,9 @@ use kube::{Resource, ResourceExt};
 
 use crate::crd::{ConditionType, KvCluster, KvClusterStatus};
 
+/// The API server refuses an Event with a longer note.
+const NOTE_BYTES_MAX: usize = 1024;
+
 /// What happened, in an Event's words.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Happening {
@@ -44,13 +47,18 @@ async fn tell(recorder: &Recorder, cluster: &KvCluster, happening: Happening) {
     let event = Event {
         type_: if warning { EventType::Warning } else { EventType::Normal },
         reason,
-        note: Some(note),
+        note: Some(cut(note)),
         action: action.to_owned(),
         secondary: pod.map(|pod| pod_reference(cluster, pod)),
     };
     if let Err(error) = recorder.publish(&event, &cluster.object_ref(&())).await {
         tracing::warn!(%error, "an Event could not be written");
     }
+}
+
+fn cut(mut note: String) -> String {
+    note.truncate(note.floor_char_boundary(NOTE_BYTES_MAX));
+    note
 }
 
 fn pod_reference(cluster: &KvCluster, pod: String) -> ObjectReference {
@@ -146,6 +154,12 @@ mod tests {
             conditions: conditions.iter().map(condition).collect(),
             ..KvClusterStatus::default()
         }
+    }
+
+    #[test]
+    fn a_long_note_is_cut_between_two_characters() {
+        assert_eq!(cut("n".to_owned()), "n");
+        assert_eq!(cut(format!("n{}", "é".repeat(1000))), format!("n{}", "é".repeat(511)));
     }
 
     #[test]

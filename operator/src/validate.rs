@@ -14,8 +14,8 @@ use crate::units;
 
 /// Part of a volume that nodes may fill: the rest is for compaction, which copies what it keeps, and for deletes.
 const STORAGE_LIMIT_PERCENT: u64 = 80;
-/// A year: nodes refuse to start with more.
-const SECONDS_MAX: u64 = 8760 * 3600;
+/// Longest intervals of compaction, a year: nodes refuse to start with more.
+const SCHEDULE_SECONDS_MAX: u64 = 8760 * 3600;
 /// What a volume may have: with less, or more, nodes refuse to start with the limit that follows from it.
 const VOLUME_BYTES: RangeInclusive<u64> = 2 << 20..=1 << 50;
 /// Most nodes of a cluster; the schema says the same.
@@ -96,7 +96,7 @@ fn read(identity: Identity, spec: KvClusterSpec, leader: Wish) -> (Option<Desire
     let segment_bytes = read.bytes("spec.wal.maxSegmentSize", &spec.wal.max_segment_size.0);
     let settings = Settings {
         history_limit: u32::try_from(spec.history_limit).unwrap_or_default(),
-        dedup_expiry_seconds: read.seconds("spec.dedupExpiry", &spec.dedup_expiry),
+        dedup_expiry_seconds: read.duration("spec.dedupExpiry", &spec.dedup_expiry).as_secs(),
         ..Settings::default()
     };
     if let Err(why) = settings.check() {
@@ -177,7 +177,7 @@ impl Reader<'_> {
 
     fn seconds(&mut self, field: &str, text: &str) -> u64 {
         let seconds = self.duration(field, text).as_secs();
-        if seconds > SECONDS_MAX {
+        if seconds > SCHEDULE_SECONDS_MAX {
             self.0.push(bad(format!("{field} is {text:?}: it must be 8760h at most")));
         }
         seconds

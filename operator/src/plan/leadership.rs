@@ -159,8 +159,18 @@ fn without_leader(case: Case<'_>, memory: &Memory) -> Led {
         // The first assignment; after a loss they elect.
         (Failover::Automatic, Wish::Pod(wished)) if memory.is_new => only(case, wished).unwrap_or_default(),
         (Failover::Automatic, _) => Led::default(),
-        (Failover::Manual, Wish::Pod(wished)) => only(case, wished)
-            .unwrap_or_else(|| down(&format!("{} is the manual leader and cannot lead", desired.identity.pod(wished)))),
+        (Failover::Manual, Wish::Pod(wished)) => match (only(case, wished), ahead_of(case, wished)) {
+            (None, _) => down(&format!("{} is the manual leader and cannot lead", desired.identity.pod(wished))),
+            // It was told, and the others did not elect it.
+            (Some(told), Some(ahead)) if memory.asked > 0 => {
+                let why = format!(
+                    "{} is the manual leader, and {ahead} holds entries that it lacks",
+                    desired.identity.pod(wished)
+                );
+                Led { step: told.step, ..down(&why) }
+            }
+            (Some(told), _) => told,
+        },
         (Failover::Manual, Wish::NoPod) => down("spec.leader names no pod of this cluster, and nobody is told to lead"),
         (Failover::Manual, Wish::Anybody) => most_advanced(desired, group, memory),
     };
@@ -175,12 +185,26 @@ fn only(case: Case<'_>, wished: u32) -> Option<Led> {
     let Case { desired, observed, group, .. } = case;
     let pod = observed.pods.get(&wished)?;
     let status = pod.status().filter(|status| group.votes(status.replica.member_id))?;
+    if status.replica.quarantined.is_some() {
+        return None;
+    }
     let directive = Directive::Lead { node: addressee(pod)?, why: "spec.leader" };
     let name = desired.identity.pod(wished);
     // A campaign that is under way needs no second directive.
     let directive = (status.replica.role != Role::Candidate).then_some(directive);
     let progress = Some(Progress::new(Reason::SwitchingOver, format!("{name} is told to lead")));
     Some(Led { step: Step { directive, progress }, without_leader: None })
+}
+
+/// A voter that holds more than the wished leader does. Who holds less may still be elected, if the rest of the
+/// other was never acknowledged: it is told to lead all the same.
+fn ahead_of(case: Case<'_>, wished: u32) -> Option<String> {
+    let Case { observed, group, .. } = case;
+    let held = observed.pods.get(&wished)?.status()?.replica.last_id;
+    let others = group.answering().filter(|(_, status)| status.replica.quarantined.is_none());
+    let most = others.max_by_key(|(_, status)| status.replica.durable_id)?;
+    let pod = most.0.pod.filter(|_| most.1.replica.durable_id > held)?;
+    Some(pod.name.clone())
 }
 
 fn manual_leader_down(desired: &Desired, why: &str) -> Progress {

@@ -98,6 +98,26 @@ fn a_manual_leader_that_is_down_is_named_with_the_way_out() {
 }
 
 #[test]
+fn a_manual_leader_that_is_quarantined_cannot_lead() {
+    let mut scene = Scene::leaderless(MANUAL_0, 3);
+    scene.status(0).replica.quarantined = Some("restored".to_owned());
+    let plan = scene.plan();
+    assert_eq!((told(&plan), plan.leadership.as_ref().unwrap().reason), (None, Reason::ManualLeaderDown));
+}
+
+#[test]
+fn a_manual_leader_that_was_told_and_lacks_entries_is_named_with_who_holds_them() {
+    let mut scene = Scene::leaderless(MANUAL_0, 3);
+    scene.status(0).replica.last_id.0 -= 1;
+    let plan = scene.plan();
+    assert_eq!((told(&plan), plan.leadership.as_ref().unwrap().reason), (Some("demo-0"), Reason::NoLeader));
+    let plan = scene.later(2_000);
+    let Progress { reason, message } = plan.leadership.clone().unwrap();
+    assert_eq!((told(&plan), reason), (Some("demo-0"), Reason::ManualLeaderDown), "it may be able to, all the same");
+    assert!(message.starts_with("demo-0 is the manual leader, and demo-2 holds entries that it lacks"), "{message}");
+}
+
+#[test]
 fn a_manual_leader_that_is_back_is_told_again() {
     assert_eq!(told(&Scene::leaderless(MANUAL_0, 3).plan()), Some("demo-0"));
 }
