@@ -42,6 +42,8 @@ pub(crate) enum Ability {
     Hosts,
     /// The API server is stopped.
     ApiServer,
+    /// Volumes of the default class grow.
+    Growth,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,8 +117,10 @@ impl Faults {
     }
 
     /// Why this cluster cannot do something; None: it can.
-    pub(crate) fn cannot(&self, ability: Ability) -> Option<&'static str> {
+    pub(crate) async fn cannot(&self, kube: &Kube, ability: Ability) -> Option<&'static str> {
         match (ability, self.machine) {
+            (Ability::Growth, _) if kube.volumes_grow().await => None,
+            (Ability::Growth, _) => Some("volumes of this cluster's default class cannot grow"),
             (Ability::Signals, _) | (_, Machine::Bare | Machine::Kind) => None,
             (Ability::Hosts, Machine::Other) => Some("this cluster's hosts cannot be broken by the suite"),
             (Ability::ApiServer, Machine::Other) => Some("this cluster's API server cannot be stopped by the suite"),

@@ -102,12 +102,22 @@ impl Kube {
         .await;
     }
 
+    async fn default_class(&self) -> StorageClass {
+        let api: Api<StorageClass> = Api::all(self.client.clone());
+        let classes = api.list(&ListParams::default()).await.expect("classes can be listed").items;
+        let is_default = |class: &StorageClass| class.annotations().get(DEFAULT_CLASS).is_some_and(|is| is == "true");
+        classes.into_iter().find(is_default).expect("there is a default class")
+    }
+
+    /// Whether those of the default class do.
+    pub(crate) async fn volumes_grow(&self) -> bool {
+        self.default_class().await.allow_volume_expansion == Some(true)
+    }
+
     /// A class as the default one, but for volumes that do not grow.
     pub(crate) async fn fixed_storage_class(&self, name: &str) {
         let api: Api<StorageClass> = Api::all(self.client.clone());
-        let classes = api.list(&ListParams::default()).await.expect("classes can be listed").items;
-        let is_default = |class: &&StorageClass| class.annotations().get(DEFAULT_CLASS).is_some_and(|is| is == "true");
-        let mut class = classes.iter().find(is_default).expect("there is a default class").clone();
+        let mut class = self.default_class().await;
         class.metadata = ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() };
         class.allow_volume_expansion = Some(false);
         match api.create(&PostParams::default(), &class).await {

@@ -144,7 +144,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         scenario!(All, "leader-volume-lost", volumes::lost_on_the_leader, "the leader's volume deleted"),
         scenario!(All, "old-volumes", copies::put_back, "old copies of volumes come back", needs Signals),
         scenario!(All, "all-pods-deleted", lasting::all_pods_deleted, "all pods deleted at once"),
-        scenario!(All, "volume-full", volumes::full_and_grown, "a full volume, then growth"),
+        scenario!(All, "volume-full", volumes::full_and_grown, "a full volume, then growth", needs Growth),
         scenario!(All, "volume-fixed", volumes::cannot_grow, "volumes that cannot grow"),
         scenario!(All, "settings-live", changes::settings, "settings changed without a restart"),
         scenario!(All, "recreated-smaller", lasting::recreated_smaller, "created again with fewer replicas"),

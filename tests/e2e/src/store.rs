@@ -182,6 +182,13 @@ impl Store {
         self.delete_pod(pod, &DeleteParams::default().grace_period(0)).await;
     }
 
+    /// What a claim asks for.
+    pub(crate) async fn claim_size(&self, claim: &str) -> String {
+        let claim = self.claim_api().get(claim).await.expect("the claim is there");
+        let requests = claim.spec.and_then(|spec| spec.resources?.requests);
+        requests.and_then(|mut requests| requests.remove("storage")).expect("every claim asks for a size").0
+    }
+
     /// The member id that a pod's volume has, as it was reported last.
     pub(crate) async fn member_id(&self, pod: &str) -> Option<String> {
         let members = self.status().await.members;

@@ -92,7 +92,11 @@ fn chosen(arguments: &Arguments) -> Result<Vec<Scenario>, String> {
 impl Suite {
     async fn run_one(self: &Arc<Self>, scenario: &Scenario) -> Row {
         let began = Instant::now();
-        let ended = match scenario.needs.and_then(|ability| self.faults.cannot(ability)) {
+        let cannot = match scenario.needs {
+            Some(ability) => self.faults.cannot(&self.kube, ability).await,
+            None => None,
+        };
+        let ended = match cannot {
             Some(why) => Ended::NotPossible(why),
             None => self.try_one(scenario).await,
         };

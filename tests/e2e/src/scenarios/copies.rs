@@ -36,7 +36,7 @@ pub(crate) async fn put_back(suite: Arc<Suite>, name: &'static str) -> Report {
 }
 
 /// For how long nothing is confirmed by it.
-const STANDING: Duration = Duration::from_secs(5);
+const STANDING: Duration = Duration::from_secs(3);
 
 /// A copy of a pod's volume is made, another one leads and goes on, and the copy comes back while the third stands
 /// still: what has forgotten what it promised makes no majority.
