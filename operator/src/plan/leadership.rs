@@ -27,6 +27,8 @@ pub struct Memory {
     steady_since_ms: Option<u64>,
     /// How long it must be; 0: as long as the first time.
     patience_ms: u64,
+    /// It was told to lead after it had been steady, and has not led since.
+    given_back: bool,
     asked_at_ms: Option<u64>,
     /// Directives since anybody led: the candidates take turns.
     asked: u32,
@@ -99,9 +101,12 @@ impl Memory {
         now_ms >= since + self.patience_ms.max(STEADY_MS.0)
     }
 
-    fn gave_back(&mut self) {
-        self.patience_ms = (self.patience_ms.max(STEADY_MS.0) * 2).min(STEADY_MS.1);
-        self.steady_since_ms = None;
+    /// Lost once more, it waits longer. A hand-over that came to nothing is no loss.
+    fn note_led(&mut self) {
+        if std::mem::take(&mut self.given_back) {
+            self.patience_ms = (self.patience_ms.max(STEADY_MS.0) * 2).min(STEADY_MS.1);
+        }
+        (self.is_new, self.steady_since_ms) = (false, None);
     }
 }
 
@@ -110,7 +115,7 @@ fn with_leader(case: Case<'_>, leader: u32, memory: &mut Memory) -> Step {
     let Case { desired, observed, group, .. } = case;
     let wish = memory.wish();
     if wish == Wish::Pod(leader) {
-        (memory.is_new, memory.steady_since_ms) = (false, None);
+        memory.note_led();
     }
     if observed.pods[&leader].cordoned
         && desired.spec.failover == Failover::Automatic
@@ -145,7 +150,7 @@ fn towards(case: Case<'_>, wished: u32, memory: &mut Memory) -> Step {
         return Step::default();
     }
     if !memory.is_new {
-        memory.gave_back();
+        (memory.given_back, memory.steady_since_ms) = (true, None);
     }
     let message = format!("leadership moves to {name}");
     Step::does(Directive::Lead { node, why: "spec.leader" }, Reason::SwitchingOver, message)

@@ -43,14 +43,25 @@ fn a_wish_waits_for_a_target_that_has_caught_up() {
 
 #[test]
 fn leadership_lost_is_given_back_after_a_steady_minute_and_later_after_two() {
+    let now_leads = |scene: Scene, leader| Scene {
+        memory: scene.memory,
+        draw: scene.draw,
+        ..Scene::led("{leader: demo-0, storage: {size: 1Gi}}", 3, leader)
+    };
     let mut scene = Scene::led("{leader: demo-0, storage: {size: 1Gi}}", 3, 0);
     scene.plan();
-    let mut scene = Scene { memory: scene.memory, ..Scene::led("{leader: demo-0, storage: {size: 1Gi}}", 3, 1) };
+    let mut scene = now_leads(scene, 1);
     assert_eq!(told(&scene.plan()), None);
     assert_eq!(told(&scene.later(59_000)), None);
     assert_eq!(told(&scene.later(1_000)), Some("demo-0"));
+    assert_eq!(told(&scene.later(2_000)), None);
+    assert_eq!(told(&scene.later(60_000)), Some("demo-0"), "a hand-over that came to nothing is no loss");
+    let mut scene = now_leads(scene, 0);
+    scene.plan();
+    let mut scene = now_leads(scene, 1);
+    assert_eq!(told(&scene.later(1_000)), None);
     assert_eq!(told(&scene.later(61_000)), None);
-    assert_eq!(told(&scene.later(120_000)), Some("demo-0"));
+    assert_eq!(told(&scene.later(59_000)), Some("demo-0"));
 }
 
 #[test]
