@@ -3,6 +3,7 @@
 //! answer, or ends the operator before or after it.
 
 pub(crate) mod nodes;
+pub(crate) mod writes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -17,6 +18,7 @@ use crate::names::{APP, APP_LABEL};
 use crate::resources::Kind;
 use crate::watches::Caches;
 use nodes::Nodes;
+use writes::{OfObject, Write};
 
 pub(crate) const NAMESPACE: &str = "apps";
 /// Cannot be pulled: its pods never start.
@@ -57,6 +59,8 @@ pub(crate) struct State {
     pub(crate) nodes: Nodes,
     /// Writes in their order, those of nodes, too.
     pub(crate) writes: Vec<String>,
+    /// Of which kinds they were.
+    pub(crate) written: BTreeSet<Write>,
     /// At the write of this number.
     pub(crate) fault: Option<(usize, Fault)>,
     pub(crate) dead: bool,
@@ -98,11 +102,12 @@ impl World {
 }
 
 impl State {
-    pub(crate) fn fate(&mut self, what: String) -> Fate {
+    fn fate(&mut self, what: String, write: Option<Write>) -> Fate {
         if self.dead {
             return Fate { happens: false, answer: Some(500) };
         }
         self.writes.push(what);
+        self.written.extend(write);
         let fault = self.fault.filter(|(at, _)| *at + 1 == self.writes.len()).map(|(_, fault)| fault);
         self.dead = matches!(fault, Some(Fault::KilledBefore | Fault::KilledAfter));
         let answer = fault.map(|fault| match fault {
@@ -128,7 +133,9 @@ impl State {
         if let Some((_, code)) = self.refuses.filter(|(refused, _)| *refused == plural) {
             return failure(code);
         }
-        let Fate { happens, answer } = self.fate(format!("{method} {plural}/{name}"));
+        let (present, is_apply) = (self.objects.get(&key), uri.contains("fieldManager="));
+        let write = Write::of_object(&OfObject { method, plural, subresource, is_apply, body: &body, present });
+        let Fate { happens, answer } = self.fate(format!("{method} {plural}/{name}"), write);
         let done = if happens { self.write(method, key, subresource, body) } else { failure(500) };
         answer.map_or(done, failure)
     }
@@ -243,8 +250,9 @@ impl State {
         self.objects.iter().filter(|((p, _), _)| p == plural).map(|(_, object)| object.clone()).collect()
     }
 
-    /// What Kubernetes does by itself: pods of the set, their claims, volumes that grow.
+    /// What Kubernetes does by itself: pods of the set, their claims, volumes that grow. And what nodes do.
     pub(crate) fn run_controllers(&mut self) {
+        self.nodes.replace_lost();
         for mut claim in self.of_kind("persistentvolumeclaims") {
             claim["status"]["capacity"] = claim["spec"]["resources"]["requests"].clone();
             self.store(key("persistentvolumeclaims", &claim), claim);
@@ -272,6 +280,10 @@ impl State {
                 "spec": { "nodeName": "n1", "containers": [] }, "status": self.pod_status(template, ordinal) })
         };
         let mut pod = self.get("pods", &name).cloned().unwrap_or_else(new);
+        if self.get("pods", &name).is_none() {
+            let settings = self.get("configmaps", "demo").map(|map| map["data"].clone()).unwrap_or_default();
+            self.nodes.start(ordinal, &settings);
+        }
         pod["metadata"]["ownerReferences"] = owner;
         self.store(key("pods", &pod), pod);
         let claim_template = &set["spec"]["volumeClaimTemplates"][0];

@@ -106,7 +106,7 @@ pub struct Relabel {
     pub labels: BTreeMap<String, Option<String>>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Labelled {
     Pod,
     Claim,

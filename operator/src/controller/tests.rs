@@ -1,6 +1,7 @@
 //! Whole reconciles against an API server and nodes in this process: whatever write fails, is answered late or
 //! is the last one of an operator, the next reconciles come to the same end.
 
+mod broken;
 mod rights;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,7 +11,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::error::NodeError;
 use crate::fake::nodes::{Says, serve};
-use crate::fake::{Fault, State, World};
+use crate::fake::{State, World};
 use crate::watches::Caches;
 
 /// More than any change needs.
@@ -94,59 +95,6 @@ async fn world(spec: &str) -> World {
     serve(&world).await;
     set_spec(&mut world.state(), spec);
     world
-}
-
-/// Breaks each write of the way from `start` to the end in each way, one at a time.
-async fn breaks_nothing(world: &World, start: State) {
-    let begin = |fault| {
-        let mut state = start.clone();
-        (state.fault, state.writes) = (fault, Vec::new());
-        *world.state() = state;
-    };
-    begin(None);
-    let expected = Operator::new(world).converge().await;
-    let writes = world.state().writes.clone();
-    assert!(writes.len() > 5, "{writes:#?}");
-    for (at, write) in writes.iter().enumerate() {
-        for fault in Fault::ALL {
-            begin(Some((at, fault)));
-            let outcome = Operator::new(world).converge().await;
-            assert_same(&outcome, &expected, &format!("{fault:?} at write {at}, {write}"));
-            assert_eq!(world.state().nodes.refused, [""; 0], "{fault:?} at write {at}, {write}");
-            let founded = world.state().nodes.cluster_id.clone();
-            let reported = stored(world).status.unwrap().cluster_id;
-            assert_eq!(founded, reported, "{fault:?} at write {at}, {write}");
-        }
-    }
-}
-
-#[tokio::test]
-async fn whatever_write_fails_a_new_cluster_ends_the_same() {
-    let world = world("{leader: demo-1, storage: {size: 1Gi}}").await;
-    let start = world.state().clone();
-    breaks_nothing(&world, start).await;
-}
-
-#[tokio::test]
-async fn whatever_write_fails_a_roll_with_growth_and_new_settings_ends_the_same() {
-    let world = world("{storage: {size: 1Gi}}").await;
-    Operator::new(&world).converge().await;
-    set_spec(&mut world.state(), "{image: 'kvcluster/kv-node:2', historyLimit: 7, storage: {size: 2Gi}}");
-    let start = world.state().clone();
-    breaks_nothing(&world, start).await;
-}
-
-#[tokio::test]
-async fn whatever_write_fails_more_and_fewer_replicas_end_the_same() {
-    let world = world("{storage: {size: 1Gi}}").await;
-    Operator::new(&world).converge().await;
-    set_spec(&mut world.state(), "{replicas: 5, storage: {size: 1Gi}}");
-    let start = world.state().clone();
-    breaks_nothing(&world, start).await;
-    set_spec(&mut world.state(), "{replicas: 1, storage: {size: 1Gi}}");
-    let start = world.state().clone();
-    breaks_nothing(&world, start).await;
-    assert_eq!(world.state().of_kind("persistentvolumeclaims").len(), 5, "no claim is deleted");
 }
 
 #[tokio::test]

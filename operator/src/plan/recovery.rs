@@ -36,8 +36,10 @@ pub(super) fn plan(desired: &Desired, observed: &Observed, group: &Group<'_>) ->
     }
     let (accepted, pod) = (recovery.accept_data_loss_at_epoch, &recovery.force_leader);
     let waits = |why: String| Step::waits(Reason::Recovering, why);
-    if observed.status.epoch != Some(accepted) {
-        let present = observed.status.epoch.unwrap_or_default();
+    // As the next status will say it: since the last one somebody may have led, and what was written then was not
+    // accepted as lost.
+    let present = group.witness.replica.epoch.0;
+    if i64::try_from(present) != Ok(accepted) {
         return waits(format!(
             "spec.recovery accepts a loss at epoch {accepted}, and the epoch is {present}: nothing is done"
         ));

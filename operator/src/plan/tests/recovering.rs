@@ -53,6 +53,15 @@ fn another_epoch_or_another_pod_recovers_nothing() {
 }
 
 #[test]
+fn a_leader_that_came_and_went_since_the_last_status_is_another_epoch() {
+    let mut scene = survivor(ACCEPTED);
+    scene.status(2).replica.epoch = Epoch(4);
+    let plan = scene.plan();
+    assert_eq!((reason(&plan), &plan.directive), (Some(Reason::Recovering), &None));
+    assert!(plan.progress.unwrap().message.contains("the epoch is 4"));
+}
+
+#[test]
 fn nothing_is_recovered_while_somebody_leads_or_nobody_asked() {
     assert_eq!(Scene::led(ACCEPTED, 3, 0).plan().directive, None);
     assert_eq!(survivor(SPEC).plan().directive, None);
