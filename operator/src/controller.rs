@@ -24,7 +24,7 @@ use crate::crd::KvCluster;
 use crate::error::Error;
 use crate::events;
 use crate::metrics::Metrics;
-use crate::names::FIELD_MANAGER;
+use crate::names::{FIELD_MANAGER, Identity};
 use crate::node_client::NodeClient;
 use crate::observe::{Sources, observe};
 use crate::observed::Observed;
@@ -236,10 +236,9 @@ pub(crate) async fn five_verbs(cluster: &KvCluster, context: &Context) -> Result
     let plan = match desired {
         Some(desired) => plan::plan(&desired, &observed, &remembered.memory, &context.draw(&remembered)),
         // What runs goes on as it is.
-        None => Plan {
-            memory: remembered.memory.clone(),
-            ..plan::look(&validate::identity(cluster), &cluster.spec, &observed)
-        },
+        None => {
+            Plan { memory: remembered.memory.clone(), ..plan::look(&Identity::of(cluster), &cluster.spec, &observed) }
+        }
     };
     let (next, token) = (plan.next, observed.token());
     let applied = apply(&context.sources, cluster, token.clone(), plan).await;
@@ -268,7 +267,7 @@ async fn report(
     let uid = cluster.uid().unwrap_or_default();
     let old = applied.cluster.status.clone().unwrap_or_default();
     let now = Time(Timestamp::now());
-    let status = report::status(&validate::identity(cluster), observed, applied, problems, &now);
+    let status = report::status(&Identity::of(cluster), observed, applied, problems, &now);
     context.remember(&uid, |remembered| {
         let (before, now) = (old.leader.as_deref(), status.leader.as_deref());
         if let Some(leaderless) = remembered.leadership.note(before, now, Instant::now()) {

@@ -147,6 +147,16 @@ pub enum Failover {
     Manual,
 }
 
+/// As the nodes call it.
+impl From<Failover> for kv_core::status::Failover {
+    fn from(failover: Failover) -> Self {
+        match failover {
+            Failover::Automatic => Self::Automatic,
+            Failover::Manual => Self::Manual,
+        }
+    }
+}
+
 /// Whether the leader is restarted by the operator.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum UpdateStrategy {

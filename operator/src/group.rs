@@ -6,14 +6,11 @@ use std::collections::BTreeMap;
 
 use kv_core::entry::EntryId;
 use kv_core::group::{ClusterId, MemberId, MemberInfo};
-use kv_core::quorum::majority;
+use kv_core::quorum::{CAUGHT_UP_ENTRIES, majority};
 use kv_core::status::{Health, MemberStatus, NodeStatus, Role};
 
 use crate::names::Identity;
 use crate::observed::{Observed, PodSeen};
-
-/// A member counts as caught up within this many entries; the nodes use the same measure.
-pub(crate) const CAUGHT_UP_ENTRIES: u64 = 1000;
 
 #[derive(Debug, Clone)]
 pub struct Group<'a> {
@@ -98,11 +95,6 @@ impl<'a> Group<'a> {
     pub fn is_fit(&self, member: MemberId) -> bool {
         self.record(member)
             .is_some_and(|record| record.health == Health::Healthy && !record.unfit && record.lag <= CAUGHT_UP_ENTRIES)
-    }
-
-    /// Voters that are fit; 0 without a leader.
-    pub fn fit_voters(&self) -> usize {
-        self.voters.iter().filter(|voter| self.is_fit(voter.info.member_id)).count()
     }
 
     /// The voters that are not fit, by name.

@@ -3,7 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::crd::GROUP;
+use kube::ResourceExt;
+use sha2::{Digest, Sha256};
+
+use crate::crd::{GROUP, KvCluster};
 
 /// Port of a node for clients.
 pub(crate) const CLIENT_PORT: i32 = 8000;
@@ -41,6 +44,14 @@ pub struct Identity {
 }
 
 impl Identity {
+    pub(crate) fn of(cluster: &KvCluster) -> Self {
+        Self {
+            name: cluster.name_any(),
+            namespace: cluster.namespace().unwrap_or_default(),
+            uid: cluster.uid().unwrap_or_default(),
+        }
+    }
+
     pub(crate) fn pod(&self, ordinal: u32) -> String {
         format!("{}-{ordinal}", self.name)
     }
@@ -94,6 +105,12 @@ impl Identity {
         let pairs: Vec<String> = self.selector().iter().map(|(key, value)| format!("{key}={value}")).collect();
         pairs.join(",")
     }
+}
+
+/// The first hexadecimal digits of SHA-256.
+pub(crate) fn hex_digest(text: &str, digits: usize) -> String {
+    let digest = Sha256::digest(text.as_bytes());
+    digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>()[..digits].to_owned()
 }
 
 fn labels<const N: usize>(pairs: [(&str, &str); N]) -> BTreeMap<String, String> {

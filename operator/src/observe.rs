@@ -40,7 +40,7 @@ pub struct Sources {
 
 /// May be cancelled: reads only.
 pub async fn observe(sources: &Sources, cluster: &KvCluster) -> Result<Observed, Error> {
-    let identity = validate::identity(cluster);
+    let identity = Identity::of(cluster);
     let (children, mut foreign) = children(sources, &identity, &cluster.spec).await?;
     let set = children.iter().find(|child| child.kind == Kind::StatefulSet).map(|child| &child.object);
     let scope = Scope {

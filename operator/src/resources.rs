@@ -17,10 +17,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, 
 use kube::Resource;
 use serde::Serialize;
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 
 use crate::crd::KvCluster;
-use crate::names::{APPLIED_HASH, Identity};
+use crate::names::{APPLIED_HASH, Identity, hex_digest};
 use crate::validate::Desired;
 
 pub(crate) use pod_template::spec_hash;
@@ -191,9 +190,7 @@ fn pods(identity: &Identity) -> LabelSelector {
 }
 
 fn short_hash(value: &Value) -> String {
-    let digest = Sha256::digest(value.to_string().as_bytes());
-    let digits: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-    digits[..HASH_DIGITS].to_owned()
+    hex_digest(&value.to_string(), HASH_DIGITS)
 }
 
 #[cfg(test)]

@@ -4,7 +4,6 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use kube::ResourceExt;
 use kv_core::group::Settings;
 use kv_core::status::CompactionSchedule;
 
@@ -74,7 +73,7 @@ pub struct Validated {
 }
 
 pub fn validate(cluster: &KvCluster) -> Validated {
-    let identity = identity(cluster);
+    let identity = Identity::of(cluster);
     let (leader, no_leader) = leader(&identity, &cluster.spec);
     let no_survivor = survivor(&identity, cluster);
     let mut spec = cluster.spec.clone();
@@ -107,14 +106,6 @@ fn read(identity: Identity, spec: KvClusterSpec, leader: Wish) -> (Option<Desire
     }
     let desired = Desired { identity, spec, replicas, leader, live, settings, segment_bytes, storage_bytes };
     (problems.is_empty().then_some(desired), problems)
-}
-
-pub(crate) fn identity(cluster: &KvCluster) -> Identity {
-    Identity {
-        name: cluster.name_any(),
-        namespace: cluster.namespace().unwrap_or_default(),
-        uid: cluster.uid().unwrap_or_default(),
-    }
 }
 
 /// A word of warning that stops nothing.

@@ -34,6 +34,15 @@ pub enum Failover {
     Automatic,
 }
 
+impl std::fmt::Display for Failover {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Manual => "manual",
+            Self::Automatic => "automatic",
+        })
+    }
+}
+
 impl std::str::FromStr for Failover {
     type Err = &'static str;
 

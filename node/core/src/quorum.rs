@@ -13,6 +13,9 @@
 use crate::entry::EntryId;
 use crate::mutant::{self, Mutant};
 
+/// A learner may be promoted, and a voter counts as caught up, within this many entries of the commit.
+pub const CAUGHT_UP_ENTRIES: u64 = 1000;
+
 /// The smallest number of voters of which any two sets share a member.
 pub fn majority(voters: usize) -> usize {
     voters / 2 + 1

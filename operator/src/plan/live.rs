@@ -4,7 +4,6 @@
 
 use kv_core::status::{CompactionSchedule, Failover, NodeStatus};
 
-use crate::crd;
 use crate::group::{Group, members_of};
 use crate::observed::Observed;
 use crate::validate::{Desired, Live, storage_limit};
@@ -36,7 +35,7 @@ pub(super) fn plan(desired: &Desired, observed: &Observed, group: &Group<'_>) ->
             pod: pod.name.clone(),
             url: pod.url()?,
             storage_limit_bytes: (status.disk.limit_bytes != Some(limit)).then_some(limit),
-            ..pace.tuning(status, failover(desired))
+            ..pace.tuning(status, desired.spec.failover.into())
         };
         tuning.says_something().then_some(tuning)
     });
@@ -73,13 +72,6 @@ impl Pace<'_> {
             compaction: (status.compaction != compaction).then_some(compaction),
             ..NodeTuning::default()
         }
-    }
-}
-
-fn failover(desired: &Desired) -> Failover {
-    match desired.spec.failover {
-        crd::Failover::Automatic => Failover::Automatic,
-        crd::Failover::Manual => Failover::Manual,
     }
 }
 

@@ -4,11 +4,11 @@
 //! that ended in between knows what it has done: nothing is sent twice.
 
 use kv_core::group::ClusterId;
-use sha2::{Digest, Sha256};
 
 use super::{Directive, Step};
 use crate::crd::{KvClusterSpec, KvClusterStatus, Reason};
 use crate::group::{Group, addressee};
+use crate::names::hex_digest;
 use crate::observed::Observed;
 use crate::validate::Desired;
 
@@ -20,8 +20,7 @@ pub(super) fn recovered_as(spec: &KvClusterSpec, status: &KvClusterStatus) -> Op
     let recovery = spec.recovery.as_ref()?;
     let old = status.cluster_id.as_deref()?;
     let order = format!("{old}\n{}\n{}", recovery.force_leader, recovery.accept_data_loss_at_epoch);
-    let digits: String = Sha256::digest(order.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
-    ClusterId::new(&digits[..ID_DIGITS]).ok()
+    ClusterId::new(&hex_digest(&order, ID_DIGITS)).ok()
 }
 
 /// Waits in words alone: the order may be about another situation, and must keep nothing else from being done.

@@ -10,7 +10,6 @@ use kv_core::status::{
 };
 
 use super::{Defaults, Draw, Memory, Plan, plan};
-use crate::crd;
 use crate::observed::{Answer, ClaimSeen, Observed, PodSeen, Trouble};
 use crate::resources::{Choices, children, spec_hash};
 use crate::validate::{Desired, Live, tests::cluster, validate};
@@ -145,10 +144,7 @@ impl Scene {
     /// The node runs with the settings of the spec.
     pub(crate) fn tuned(&self, mut status: NodeStatus) -> NodeStatus {
         let Live { heartbeat_interval_ms, heartbeat_timeout_ms, storage_limit_bytes, compaction } = self.desired.live;
-        let failover = match self.desired.spec.failover {
-            crd::Failover::Automatic => Failover::Automatic,
-            crd::Failover::Manual => Failover::Manual,
-        };
+        let failover = self.desired.spec.failover.into();
         status.replica.tuning = Tuning { heartbeat_interval_ms, heartbeat_timeout_ms, failover };
         (status.compaction, status.disk.limit_bytes) = (compaction, Some(storage_limit_bytes));
         status

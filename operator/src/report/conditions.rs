@@ -1,13 +1,13 @@
 //! The conditions: each a function of the facts. Unknown where nobody could say.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use kv_core::quorum::majority;
+use kv_core::quorum::{CAUGHT_UP_ENTRIES, majority};
 use kv_core::status::DiskStatus;
 
 use crate::apply::Applied;
 use crate::crd::{ConditionType, KvClusterSpec, Reason};
 use crate::error::Error;
-use crate::group::{CAUGHT_UP_ENTRIES, Group, Voter};
+use crate::group::{Group, Voter};
 use crate::names::Identity;
 use crate::observed::{ClaimSeen, Observed, PodSeen, Trouble};
 use crate::plan::Progress;

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ConfigMap;
+use kv_core::status::Failover;
 
 use super::metadata;
 use super::pod_template::{DATA_DIR, TOKEN_DIR};
-use crate::crd::Failover;
 use crate::names::TOKEN_KEY;
 use crate::validate::Desired;
 
@@ -25,10 +25,6 @@ pub(super) fn build(desired: &Desired) -> ConfigMap {
 
 pub(super) fn settings(desired: &Desired) -> BTreeMap<String, String> {
     let live = &desired.live;
-    let failover = match desired.spec.failover {
-        Failover::Automatic => "automatic",
-        Failover::Manual => "manual",
-    };
     let pairs = [
         ("AUTH_TOKEN_FILE", format!("{TOKEN_DIR}/{TOKEN_KEY}")),
         ("COMPACTION_ENABLED", live.compaction.enabled.to_string()),
@@ -36,7 +32,7 @@ pub(super) fn settings(desired: &Desired) -> BTreeMap<String, String> {
         ("DATA_DIR", DATA_DIR.to_owned()),
         ("DEDUP_EXPIRY", desired.settings.dedup_expiry_seconds.to_string()),
         ("DRAIN_DELAY", DRAIN_DELAY_SECONDS.to_string()),
-        ("FAILOVER", failover.to_owned()),
+        ("FAILOVER", Failover::from(desired.spec.failover).to_string()),
         ("HEARTBEAT_INTERVAL", seconds(live.heartbeat_interval_ms)),
         ("HEARTBEAT_TIMEOUT", seconds(live.heartbeat_timeout_ms)),
         ("HISTORY_LIMIT", desired.settings.history_limit.to_string()),

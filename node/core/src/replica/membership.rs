@@ -16,8 +16,6 @@ use crate::quorum;
 
 /// Learners that one leader keeps.
 pub(super) const LEARNERS_MAX: usize = 16;
-/// A learner may be promoted, and a voter counts as caught up, within this many entries of the commit.
-const CAUGHT_UP_ENTRIES: u64 = 1000;
 /// A change of voters that those whom it rests on have not answered by then is given up.
 const ANSWERS_WAIT_MS: u64 = 2_000;
 /// Administrators that wait for a control entry to be applied.
@@ -215,7 +213,7 @@ impl Replica {
 
     pub(super) fn is_caught_up(&self, member: MemberId) -> bool {
         let Role::Leader(leader) = &self.role else { return false };
-        let enough = EntryId(self.committed.0.saturating_sub(CAUGHT_UP_ENTRIES));
+        let enough = EntryId(self.committed.0.saturating_sub(quorum::CAUGHT_UP_ENTRIES));
         // Its answer counts, not an empty log's distance from a short one.
         let caught_up = |p: &Progress| p.pace == Pace::Replicate && p.matched >= enough && !p.unfit;
         member == self.me()
