@@ -273,6 +273,20 @@ mod tests {
         assert_eq!(found.len(), names(&identity).len());
     }
 
+    /// These stand on the pods of clusters that run. Whatever changes them, in the types of the spec or in how
+    /// the hash is made, restarts every pod of every cluster as soon as its operator is upgraded.
+    #[test]
+    fn an_upgrade_of_the_operator_restarts_no_pod() {
+        let some = r#"{replicas: 1, wal: {maxSegmentSize: 4Mi}, resources: {limits: {memory: 1Gi}}, storage: {size: 1Gi},
+            pod: {nodeSelector: {disk: ssd}, affinity: {nodeAffinity: {}}, topologySpreadConstraints: []}}"#;
+        for (spec, digits) in
+            [("{storage: {size: 1Gi}}", "7f1a1c7b831ab934"), (FULL, "e53b9584c132c7c3"), (some, "da253950041b99ac")]
+        {
+            let desired = validate(&cluster(spec)).desired.unwrap();
+            assert_eq!(spec_hash(&desired, &choices(&desired).image), digits, "{spec}");
+        }
+    }
+
     #[test]
     fn only_settings_that_need_a_restart_change_the_hash_of_pods() {
         let hash = |spec: &str| {
