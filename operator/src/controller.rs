@@ -210,6 +210,7 @@ async fn reconcile(guarded: Arc<Guarded>, context: Arc<Context>) -> Result<Actio
         Ok(cluster) => cluster,
         Err(invalid) => {
             tracing::warn!(name = ?invalid.metadata.name, error = %invalid.error, "a KvCluster cannot be read");
+            events::unreadable(&context.recorder, guarded.as_ref(), &invalid.error).await;
             return Ok(Action::await_change());
         }
     };

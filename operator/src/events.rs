@@ -4,8 +4,8 @@
 use std::collections::BTreeSet;
 
 use k8s_openapi::api::core::v1::ObjectReference;
+use kube::Resource;
 use kube::runtime::events::{Event, EventType, Recorder};
-use kube::{Resource, ResourceExt};
 
 use crate::crd::{ConditionType, KvCluster, KvClusterStatus};
 
@@ -42,7 +42,19 @@ pub(crate) async fn restarted(recorder: &Recorder, cluster: &KvCluster, pod: &st
     tell(recorder, cluster, happening).await;
 }
 
-async fn tell(recorder: &Recorder, cluster: &KvCluster, happening: Happening) {
+/// It has no status that could say so.
+pub(crate) async fn unreadable(recorder: &Recorder, cluster: &impl Resource<DynamicType = ()>, why: &str) {
+    let happening = Happening {
+        reason: "Unreadable".to_owned(),
+        note: format!("nothing is done for this KvCluster, which cannot be read: {why}"),
+        action: "Read",
+        warning: true,
+        pod: None,
+    };
+    tell(recorder, cluster, happening).await;
+}
+
+async fn tell(recorder: &Recorder, cluster: &impl Resource<DynamicType = ()>, happening: Happening) {
     let Happening { reason, note, action, warning, pod } = happening;
     let event = Event {
         type_: if warning { EventType::Warning } else { EventType::Normal },
@@ -61,12 +73,12 @@ fn cut(mut note: String) -> String {
     note
 }
 
-fn pod_reference(cluster: &KvCluster, pod: String) -> ObjectReference {
+fn pod_reference(cluster: &impl Resource, pod: String) -> ObjectReference {
     ObjectReference {
         api_version: Some("v1".to_owned()),
         kind: Some("Pod".to_owned()),
         name: Some(pod),
-        namespace: cluster.namespace(),
+        namespace: cluster.meta().namespace.clone(),
         ..ObjectReference::default()
     }
 }

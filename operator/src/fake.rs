@@ -61,6 +61,7 @@ pub(crate) struct State {
     pub(crate) writes: Vec<String>,
     /// Of which kinds they were.
     pub(crate) written: BTreeSet<Write>,
+    pub(crate) events: Vec<Value>,
     /// At the write of this number.
     pub(crate) fault: Option<(usize, Fault)>,
     pub(crate) dead: bool,
@@ -125,6 +126,7 @@ impl State {
         let (key, subresource) = ((plural.to_owned(), name.to_owned()), parts.next());
         self.asked.extend(rights(method, uri));
         if plural == "events" {
+            self.events.push(body.clone());
             return (StatusCode::CREATED, body);
         }
         if *method == Method::GET {

@@ -112,9 +112,10 @@ impl Metrics {
         self.is_leader.set(1);
     }
 
-    /// Counted when they are asked for: a cluster that went is not counted any more.
-    pub(crate) fn render<'a>(&self, clusters: impl Iterator<Item = &'a KvCluster> + Clone) -> String {
+    /// Counted when they are asked for: a cluster that went is not counted any more. None: one that cannot be read.
+    pub(crate) fn render<'a>(&self, clusters: impl Iterator<Item = Option<&'a KvCluster>> + Clone) -> String {
         self.clusters.set(i64::try_from(clusters.clone().count()).unwrap_or(i64::MAX));
+        let clusters = clusters.flatten();
         for condition in ConditionType::ALL {
             let has = |cluster: &&KvCluster| {
                 let conditions = cluster.status.iter().flat_map(|status| &status.conditions);
@@ -180,7 +181,7 @@ mod tests {
 
     #[test]
     fn every_metric_is_there_before_anything_has_happened() {
-        let text = Metrics::default().render([cluster("{storage: {size: 1Gi}}")].iter());
+        let text = Metrics::default().render([Some(&cluster("{storage: {size: 1Gi}}"))].into_iter());
         for line in [
             "kv_operator_clusters 1",
             "kv_operator_clusters_by_condition{condition=\"Available\"} 0",
@@ -196,7 +197,7 @@ mod tests {
 
     #[test]
     fn alerts_and_dashboard_ask_for_metrics_that_exist() {
-        let text = Metrics::default().render([cluster("{storage: {size: 1Gi}}")].iter());
+        let text = Metrics::default().render([Some(&cluster("{storage: {size: 1Gi}}"))].into_iter());
         for file in ["alerts.yaml", "dashboard.json"] {
             let path = format!("{}/../charts/kv-operator/files/{file}", env!("CARGO_MANIFEST_DIR"));
             let asked = std::fs::read_to_string(path).unwrap().replace("\\\"", "\"");
@@ -214,7 +215,7 @@ mod tests {
     fn the_page_about_operations_names_each_metric() {
         let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/operations.md")).unwrap();
         let metrics = Metrics::default();
-        metrics.render([cluster("{storage: {size: 1Gi}}")].iter());
+        metrics.render([Some(&cluster("{storage: {size: 1Gi}}"))].into_iter());
         let families = metrics.registry.gather();
         let names = families.iter().map(prometheus::proto::MetricFamily::name);
         let unknown: Vec<&str> = names.filter(|name| !page.contains(&format!("`{name}`"))).collect();

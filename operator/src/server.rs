@@ -33,6 +33,6 @@ pub async fn serve(address: SocketAddr, metrics: Arc<Metrics>, clusters: Vec<Clu
 
 async fn render(State(app): State<App>) -> impl IntoResponse {
     let clusters: Vec<_> = app.clusters.iter().flat_map(Store::state).collect();
-    let text = app.metrics.render(clusters.iter().filter_map(|guarded| guarded.0.as_ref().ok()));
+    let text = app.metrics.render(clusters.iter().map(|guarded| guarded.0.as_ref().ok()));
     ([(CONTENT_TYPE, "text/plain; version=0.0.4")], text)
 }

@@ -279,6 +279,32 @@ async fn a_directive_without_the_token_is_refused_and_told_and_sent_again_with_i
 }
 
 #[tokio::test]
+async fn one_kvcluster_that_cannot_be_read_is_told_and_counted_and_keeps_no_other_from_its_turn() {
+    let world = world("{storage: {size: 1Gi}}").await;
+    let context = Arc::new(Operator::new(&world).context);
+    let good = world.state().get("kvclusters", "demo").cloned().unwrap();
+    let mut bad = good.clone();
+    (bad["metadata"]["name"], bad["metadata"]["uid"]) = (json!("bad"), json!("uid-bad"));
+    bad["spec"]["replicas"] = json!("three");
+    let list = json!({ "apiVersion": "kvcluster.dev/v1alpha1", "kind": "KvClusterList", "metadata": {}, "items": [bad, good] });
+    let list: kube::core::ObjectList<Guarded> = serde_json::from_value(list).unwrap();
+    let clusters = list.items.iter().map(|guarded| guarded.0.as_ref().ok());
+    assert!(context.metrics.render(clusters).contains("kv_operator_clusters 2"));
+    let [bad, good] = <[Guarded; 2]>::try_from(list.items).ok().unwrap().map(Arc::new);
+    assert_eq!(reconcile(bad, context.clone()).await.unwrap(), Action::await_change());
+    assert_eq!(world.state().writes, [""; 0]);
+    let events = std::mem::take(&mut world.state().events);
+    let [event] = events.as_slice() else { panic!("{events:#?}") };
+    assert_eq!(
+        (&event["type"], &event["reason"], &event["regarding"]["name"], &event["regarding"]["uid"]),
+        (&json!("Warning"), &json!("Unreadable"), &json!("bad"), &json!("uid-bad"))
+    );
+    assert!(event["note"].as_str().unwrap().contains("three"), "{event:#?}");
+    reconcile(good, context).await.unwrap();
+    assert!(world.state().get("statefulsets", "demo").is_some());
+}
+
+#[tokio::test]
 async fn a_failure_that_stays_makes_nothing_else_late() {
     let world = world("{storage: {size: 1Gi}}").await;
     let context = Arc::new(Operator::new(&world).context);
