@@ -52,6 +52,9 @@ mutants! {
     /// An uninitialised member never votes.
     UninitialisedVotes,
 
+    /// A campaign by time-out leaves the one before the time that its promise needs, and more with each.
+    CampaignOverCampaign,
+
     // Log and acknowledgements.
     /// An entry is durable before it is acknowledged.
     AckBeforeFsync,
@@ -133,6 +136,8 @@ mutants! {
     TimeByWallClock,
 
     // Membership.
+    /// A member is founded once.
+    FoundTwice,
     /// A member says that it is founded only when that is on its disk.
     AnswerBeforeFounded,
     /// No change of voters before an entry of the leader's own epoch is committed.
@@ -265,6 +270,8 @@ mutants! {
     StoreManifestUnsynced,
     /// A repaired file is in its place durably before it is called repaired.
     RepairUnsynced,
+    /// Readers use a repaired file from its repair on.
+    ReadersKeepDamagedFile,
     /// A cut tail is saved aside.
     CutWithoutSaving,
 }

@@ -170,7 +170,8 @@ impl<S: Storage> Wal<S> {
         let repaired = LogFile::sealed(handle, &staged, index);
         let mut table = self.table();
         for file in table.base.iter_mut().chain(&mut table.log) {
-            if (file.kind, file.number) == (repaired.kind, repaired.number) {
+            let is_it = (file.kind, file.number) == (repaired.kind, repaired.number);
+            if is_it && !mutant::on(Mutant::ReadersKeepDamagedFile) {
                 *file = Arc::clone(&repaired);
             }
         }

@@ -78,7 +78,8 @@ impl Replica {
         if self.lead_wanted {
             wait = wait.min(self.random.between(WANTED_RETRY_MS_MAX / 2, WANTED_RETRY_MS_MAX));
         }
-        let doublings = self.campaigns_in_vain.saturating_sub(1).min(RETRY_DOUBLINGS_MAX);
+        let in_vain = if mutant::on(Mutant::CampaignOverCampaign) { 0 } else { self.campaigns_in_vain };
+        let doublings = in_vain.saturating_sub(1).min(RETRY_DOUBLINGS_MAX);
         self.campaign_at_ms = now.mono_ms + (wait << doublings);
     }
 
@@ -86,7 +87,7 @@ impl Replica {
         if self.leader_is_alive(now) {
             return self.schedule_election(now);
         }
-        if self.awaits_own_vote() {
+        if self.awaits_own_vote() && !mutant::on(Mutant::CampaignOverCampaign) {
             return self.schedule_retry(now); // another campaign would only stand behind this one's promise
         }
         self.campaign(now, VoteKind::Pre);

@@ -95,7 +95,7 @@ impl Replica {
         if let Err(why) = check_bootstrap(&configuration, &self.my_info()) {
             return self.refuse(token, Refusal::Invalid(why));
         }
-        if self.hard.cluster_id.is_some() {
+        if self.hard.cluster_id.is_some() && !mutant::on(Mutant::FoundTwice) {
             let base = &self.configurations.base;
             let same = self.hard.cluster_id.as_ref() == Some(&cluster_id)
                 && base.id == EntryId::ZERO

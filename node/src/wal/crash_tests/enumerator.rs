@@ -47,6 +47,7 @@ impl Tried {
             && complete >= floor.complete
             && disks >= floor.disks
             && failed_syncs >= floor.failed_syncs;
+        println!("{what}: {self:?}"); // for a longer run, with --nocapture
         assert!(is_enough, "{what}: only {self:?} of {floor:?} were tried");
     }
 }

@@ -236,6 +236,7 @@ impl World {
         let Some(process) = self.process(place) else { return };
         if let Ok(entries) = process.reader.read_held(first, last, 1 << 20) {
             let compacted = process.reader.horizon();
+            self.watch_read(place, &entries);
             self.send(place, to, Message::Lines { first, last, compacted, entries });
         }
     }

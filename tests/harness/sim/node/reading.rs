@@ -26,6 +26,7 @@ impl World {
         // An unreadable log counts as not held: the leader then sends a snapshot.
         let entries = process.reader.read_from(from, bytes_max).unwrap_or_default();
         let next = process.fetches.ended(peer);
+        self.watch_read(place, &entries);
         if !entries.is_empty() {
             self.coverage.count(Reached::FetchedFromDisk);
         }

@@ -3,8 +3,9 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use kv_core::contract::Persist;
-use kv_core::entry::EntryId;
+use kv_core::entry::{Entry, EntryId};
 use kv_core::group::{MemberId, NodeName, Settings};
 use kv_node::wal::snapshot::ReceiveError;
 use kv_node::wal::{NewVolume, Opened, Options, open};
@@ -48,6 +49,28 @@ impl World {
         let names = self.nodes[place.node].volume.disk.names();
         let is_saved = names.iter().any(|name| name.starts_with("aside/") && name.contains(&ending));
         assert!(is_saved, "entries above {keep} were cut and not saved");
+    }
+
+    /// A file that was made again is what was sealed, by name and for everybody who reads the log.
+    pub(crate) fn watch_mended(&self, place: Place) {
+        let node = &self.nodes[place.node];
+        let Some(process) = node.process.as_ref() else { return };
+        let rot = process.rot.as_ref().expect("nothing else is made again");
+        assert_eq!(node.volume.disk.bytes(&rot.name), rot.sound, "mended, and not what was sealed");
+        for line in rot.sound.split_inclusive(|byte| *byte == b'\n').map(<[u8]>::trim_ascii_end) {
+            let Ok(entry) = Entry::decode(Bytes::copy_from_slice(line)) else { continue };
+            let read = process.reader.read_entry(entry.id).map(|read| read.map(|read| read.line));
+            assert!(read.as_ref().is_ok_and(|read| read.as_ref() == Some(&entry.line)), "mended, and reads: {read:?}");
+        }
+    }
+
+    /// What is read of the log, for whomever, is what was made durable.
+    pub(crate) fn watch_read(&self, place: Place, entries: &[Entry]) {
+        let durable = &self.nodes[place.node].volume.ledger.durable;
+        for entry in entries {
+            let is_it = durable.get(&entry.id).is_none_or(|line| line.bytes == entry.line);
+            assert!(is_it, "entry {} is read as {entry:?}, and was written as {:?}", entry.id, durable.get(&entry.id));
+        }
     }
 
     /// Every version that can be asked for is still there to be read, and is the line it was.
