@@ -229,31 +229,39 @@ struct Case<'a> {
 /// The plan for a spec that makes sense.
 pub fn plan(desired: &Desired, observed: &Observed, memory: &Memory, draw: &Draw) -> Plan {
     let whole = whole(desired, observed, memory, draw);
-    let taken = ownership(observed);
-    if taken.is_none() && !desired.spec.paused {
-        return whole;
+    match (ownership(observed), desired.spec.paused) {
+        (None, false) => whole,
+        (taken, _) => held_back(desired, observed, memory, taken, whole),
     }
+}
+
+/// What of a plan is done while the spec is paused, or something of ours is `taken`.
+fn held_back(desired: &Desired, observed: &Observed, memory: &Memory, taken: Option<Progress>, whole: Plan) -> Plan {
+    let paused = desired.spec.paused;
     let why = "spec.paused is set, and changes wait until it is unset";
     let waits = whole.has_changes().then(|| Progress::new(Reason::PausedBySpec, why));
-    let seen = look(&desired.identity, &desired.spec, observed);
     // What has the names of our pods is not ours when it is a stranger's set that they belong to.
     let is_ours = taken.is_none() || observed.set().is_some();
-    let seen = Plan {
-        labels: if is_ours { seen.labels } else { Vec::new() },
-        leadership: whole.leadership,
-        image: whole.image,
-        updated: whole.updated,
-        memory: memory.clone(),
-        next: if desired.spec.paused { AT_REST } else { SOON },
-        progress: taken.or(waits),
-        ..seen
-    };
-    if desired.spec.paused || !is_ours {
-        return seen;
-    }
+    let goes_on = is_ours && !paused;
+    let Plan { tune, directive, leadership, image, updated, memory: changed, .. } = whole;
     // The group goes on. Nobody is restarted: the template that is to be restarted with may not be written.
-    let directive = whole.directive.filter(|directive| !matches!(directive, Directive::Restart { .. }));
-    Plan { tune: whole.tune, directive, memory: whole.memory, ..seen }
+    let directive = directive.filter(|directive| goes_on && !matches!(directive, Directive::Restart { .. }));
+    Plan {
+        ensure: Vec::new(),
+        remove: Vec::new(),
+        grow: Vec::new(),
+        replace_set: false,
+        labels: if is_ours { look(&desired.identity, &desired.spec, observed).labels } else { Vec::new() },
+        assignment: None,
+        tune: if goes_on { tune } else { Vec::new() },
+        directive,
+        progress: taken.or(waits),
+        leadership,
+        image,
+        updated,
+        memory: if goes_on { changed } else { memory.clone() },
+        next: if paused { AT_REST } else { SOON },
+    }
 }
 
 /// What is to be done if nothing keeps it from being done.
