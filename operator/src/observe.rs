@@ -1,6 +1,8 @@
 //! Reads what there is: children, pods, claims, hosts, and each node's own status. Writes nothing, and
-//! decides nothing but whose an object is. What cannot be read of Kubernetes fails the reconcile; a node
-//! that does not answer is unknown.
+//! decides nothing but whose an object is, in `ownership`. What cannot be read of Kubernetes fails the
+//! reconcile; a node that does not answer is unknown.
+
+mod ownership;
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -8,25 +10,21 @@ use std::fmt::Debug;
 use futures::future::{join_all, try_join_all};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, DynamicObject};
 use kube::{Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 
 use crate::crd::{KvCluster, KvClusterSpec};
 use crate::error::Error;
-use crate::names::{
-    APP, APP_LABEL, FIELD_MANAGER, INSTANCE_LABEL, Identity, MANAGER_LABEL, ROLE_LABEL, SERVES_LABEL, SPEC_HASH,
-};
+use crate::names::{Identity, ROLE_LABEL, SERVES_LABEL, SPEC_HASH};
 use crate::node_client::{NodeClient, Nodes};
 use crate::observed::{Answer, ClaimSeen, Foreign, Observed, PodSeen, Trouble, VolumeHost};
 use crate::resources::{self, Child, Kind};
 use crate::units;
 use crate::validate;
 use crate::watches::{Caches, api};
+use ownership::{Owner, Scope, is_our_claim, owner, owner_of_pod, wrong_labels};
 
-/// States of a container that has not failed but only begun.
-const STARTING: [&str; 2] = ["ContainerCreating", "PodInitializing"];
 /// On a claim whose volume is made when the first pod wants it.
 const SELECTED_HOST: &str = "volume.kubernetes.io/selected-node";
 
@@ -61,16 +59,6 @@ pub async fn observe(sources: &Sources, cluster: &KvCluster) -> Result<Observed,
         claims,
         pod_monitors: sources.caches.pod_monitors(),
     })
-}
-
-/// What tells our pods and claims from others.
-struct Scope<'a> {
-    identity: &'a Identity,
-    set_uid: Option<&'a str>,
-    /// No child of this very cluster exists yet.
-    is_new: bool,
-    /// Pods and claims with lower ordinals are to exist.
-    expected: u32,
 }
 
 fn expected(spec: &KvClusterSpec, set: Option<&serde_json::Value>) -> u32 {
@@ -119,29 +107,6 @@ async fn children(
 
 fn value(object: &DynamicObject) -> serde_json::Value {
     serde_json::to_value(object).expect("it was JSON when it came")
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum Owner {
-    Us,
-    FormerCluster,
-    SomebodyElse,
-}
-
-/// Children that nobody controls and that carry our labels are adopted.
-fn owner(identity: &Identity, metadata: &ObjectMeta) -> Owner {
-    let mut owners = metadata.owner_references.iter().flatten();
-    let Some(controller) = owners.find(|owner| owner.controller == Some(true)) else {
-        let label = |key| metadata.labels.as_ref().and_then(|labels| labels.get(key)).map(String::as_str);
-        let labelled = label(INSTANCE_LABEL) == Some(&identity.name) && label(MANAGER_LABEL) == Some(FIELD_MANAGER);
-        return if labelled { Owner::Us } else { Owner::SomebodyElse };
-    };
-    let of_this_name = controller.kind == "KvCluster" && controller.name == identity.name;
-    match () {
-        () if controller.uid == identity.uid => Owner::Us,
-        () if of_this_name => Owner::FormerCluster,
-        () => Owner::SomebodyElse,
-    }
 }
 
 /// Those in the cache, and those that are to exist and are not there, by ordinal.
@@ -193,19 +158,6 @@ async fn pods(
     Ok(pods)
 }
 
-/// By the uid of the set that controls it. One that nobody controls is left by a set that was deleted without
-/// its pods, or let go because its labels were edited; what our set once wrote on it tells it from a stranger.
-fn owner_of_pod(scope: &Scope<'_>, pod: &Pod) -> Owner {
-    let mut owners = pod.metadata.owner_references.iter().flatten();
-    match owners.find(|owner| owner.controller == Some(true)) {
-        None if pod.annotations().contains_key(SPEC_HASH) && !scope.is_new => Owner::Us,
-        None => Owner::SomebodyElse,
-        Some(set) if set.kind != Kind::StatefulSet.as_str() || set.name != scope.identity.name => Owner::SomebodyElse,
-        Some(set) if Some(set.uid.as_str()) == scope.set_uid || !scope.is_new => Owner::Us,
-        Some(_) => Owner::FormerCluster,
-    }
-}
-
 /// Each node about itself, all at once.
 async fn ask(nodes: &Nodes<'_>, pods: &mut BTreeMap<u32, PodSeen>) {
     let questions = pods.values_mut().map(|pod| async {
@@ -235,29 +187,9 @@ fn pod_seen(identity: &Identity, pod: &Pod) -> PodSeen {
         role_label: pod.labels().get(ROLE_LABEL).cloned(),
         serves_label: pod.labels().get(SERVES_LABEL).cloned(),
         relabel: wrong_labels(identity, &pod.metadata),
-        trouble: trouble(pod),
+        trouble: Trouble::of(pod),
         answer: Answer::Unknown("it was not asked".to_owned()),
     }
-}
-
-/// Why a pod does not run: not scheduled, or a container that waits for more than its start.
-fn trouble(pod: &Pod) -> Option<Trouble> {
-    let status = pod.status.as_ref()?;
-    let containers = status.container_statuses.iter().flatten();
-    let waiting = containers.filter_map(|container| container.state.as_ref()?.waiting.as_ref());
-    let mut failed = waiting.filter_map(|waiting| {
-        let reason = waiting.reason.clone().filter(|reason| !STARTING.contains(&reason.as_str()))?;
-        Some(Trouble::Waiting { reason, message: waiting.message.clone() })
-    });
-    let unscheduled = status.conditions.iter().flatten().find(|c| c.type_ == "PodScheduled" && c.status == "False");
-    let unscheduled = unscheduled.and_then(|condition| condition.message.clone().or(condition.reason.clone()));
-    failed.next().or(unscheduled.map(|message| Trouble::Unscheduled { message }))
-}
-
-/// Our labels that are missing or were edited.
-fn wrong_labels(identity: &Identity, metadata: &ObjectMeta) -> BTreeMap<String, String> {
-    let present = metadata.labels.clone().unwrap_or_default();
-    identity.labels().into_iter().filter(|(key, value)| present.get(key) != Some(value)).collect()
 }
 
 async fn claims(
@@ -282,14 +214,6 @@ async fn claims(
     Ok(claims)
 }
 
-/// Claims have no owner when they are kept; their labels are those of the cluster's name, for it to come back.
-/// One that a pod of ours uses is ours whatever its labels say.
-fn is_our_claim(identity: &Identity, claim: &PersistentVolumeClaim) -> bool {
-    let labels = claim.labels();
-    let has = |key: &str, value: &str| labels.get(key).map(String::as_str) == Some(value);
-    has(INSTANCE_LABEL, &identity.name) && has(APP_LABEL, APP)
-}
-
 /// The scheduler writes down for which host it has a volume made.
 fn volume_host(caches: &Caches, claim: &PersistentVolumeClaim) -> Option<VolumeHost> {
     let name = claim.annotations().get(SELECTED_HOST)?.clone();
@@ -311,86 +235,4 @@ fn claim_seen(identity: &Identity, claim: &PersistentVolumeClaim) -> Option<Clai
         host: None,
         relabel: wrong_labels(identity, &claim.metadata),
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-
-    use super::*;
-
-    fn identity() -> Identity {
-        Identity { name: "demo".into(), namespace: "apps".into(), uid: "new".into() }
-    }
-
-    fn controlled_by(kind: &str, name: &str, uid: &str) -> ObjectMeta {
-        let owner = OwnerReference {
-            kind: kind.into(),
-            name: name.into(),
-            uid: uid.into(),
-            controller: Some(true),
-            ..OwnerReference::default()
-        };
-        ObjectMeta { owner_references: Some(vec![owner]), ..ObjectMeta::default() }
-    }
-
-    #[test]
-    fn children_are_told_from_leftovers_and_from_what_is_somebody_elses() {
-        let us = |metadata: &ObjectMeta| owner(&identity(), metadata);
-        assert_eq!(us(&controlled_by("KvCluster", "demo", "new")), Owner::Us);
-        assert_eq!(us(&controlled_by("KvCluster", "demo", "old")), Owner::FormerCluster);
-        assert_eq!(us(&controlled_by("KvCluster", "other", "old")), Owner::SomebodyElse);
-        assert_eq!(us(&controlled_by("Deployment", "demo", "old")), Owner::SomebodyElse);
-        assert_eq!(us(&ObjectMeta::default()), Owner::SomebodyElse);
-        let orphan = ObjectMeta { labels: Some(identity().labels()), ..ObjectMeta::default() };
-        assert_eq!(us(&orphan), Owner::Us, "a set that was deleted without its pods leaves such");
-    }
-
-    #[test]
-    fn pods_are_told_apart_by_the_set_that_controls_them_and_not_by_their_labels() {
-        let identity = identity();
-        let of = |set_uid: Option<&str>, is_new: bool, metadata: ObjectMeta| {
-            let scope = Scope { identity: &identity, set_uid, is_new, expected: 3 };
-            owner_of_pod(&scope, &Pod { metadata, ..Pod::default() })
-        };
-        let by = |uid: &str| controlled_by("StatefulSet", "demo", uid);
-        assert_eq!(of(Some("set"), false, by("set")), Owner::Us);
-        assert_eq!(of(None, true, by("old")), Owner::FormerCluster, "of a cluster that was deleted");
-        assert_eq!(of(None, false, by("old")), Owner::Us, "the set was deleted by hand");
-        assert_eq!(of(Some("set"), false, controlled_by("StatefulSet", "other", "set")), Owner::SomebodyElse);
-        let labelled = ObjectMeta { labels: Some(identity.labels()), ..ObjectMeta::default() };
-        assert_eq!(of(Some("set"), false, labelled), Owner::SomebodyElse, "labels alone make nothing ours");
-        let annotations = [(SPEC_HASH.to_owned(), "1".to_owned())].into();
-        let orphan = ObjectMeta { annotations: Some(annotations), ..ObjectMeta::default() };
-        assert_eq!(of(None, false, orphan.clone()), Owner::Us);
-        assert_eq!(of(None, true, orphan), Owner::SomebodyElse);
-    }
-
-    #[test]
-    fn claims_are_ours_by_the_cluster_s_name_and_what_was_edited_is_known() {
-        let identity = identity();
-        let claim = |labels: &[(&str, &str)]| {
-            let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-            let metadata = ObjectMeta { labels: Some(labels), ..ObjectMeta::default() };
-            PersistentVolumeClaim { metadata, ..PersistentVolumeClaim::default() }
-        };
-        let kept = claim(&[(APP_LABEL, APP), (INSTANCE_LABEL, "demo")]);
-        assert!(is_our_claim(&identity, &kept));
-        assert_eq!(wrong_labels(&identity, &kept.metadata).into_keys().collect::<Vec<_>>(), [MANAGER_LABEL]);
-        assert!(!is_our_claim(&identity, &claim(&[(APP_LABEL, APP), (INSTANCE_LABEL, "other")])));
-        assert!(!is_our_claim(&identity, &claim(&[])));
-    }
-
-    #[test]
-    fn a_container_that_starts_is_no_trouble_and_one_that_crashes_is() {
-        let pod = |reason: &str| {
-            let text = format!(
-                "{{status: {{containerStatuses: [{{name: a, image: a, imageID: a, ready: false, restartCount: 0, state: {{waiting: {{reason: {reason}}}}}}}]}}}}"
-            );
-            serde_yaml::from_str::<Pod>(&text).unwrap()
-        };
-        assert_eq!(trouble(&pod("ContainerCreating")), None);
-        let crash = Trouble::Waiting { reason: "CrashLoopBackOff".to_owned(), message: None };
-        assert_eq!(trouble(&pod("CrashLoopBackOff")), Some(crash));
-    }
 }

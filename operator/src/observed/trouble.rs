@@ -3,6 +3,8 @@
 
 use std::fmt;
 
+use k8s_openapi::api::core::v1::Pod;
+
 /// Why a pod does not run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Trouble {
@@ -12,6 +14,8 @@ pub enum Trouble {
     Waiting { reason: String, message: Option<String> },
 }
 
+/// States of a container that has not failed but only begun.
+const STARTING: [&str; 2] = ["ContainerCreating", "PodInitializing"];
 /// The scheduler's words for a host that a volume cannot be reached from, in older and newer versions.
 const ELSEWHERE: [&str; 2] = ["volume node affinity conflict", "didn't match persistentvolume's node affinity"];
 /// Its words for what has to do with volumes.
@@ -20,6 +24,20 @@ const ABOUT_VOLUMES: [&str; 2] = ["volume", "pvc"];
 const TAINT: &str = "taint";
 
 impl Trouble {
+    /// Why a pod does not run: not scheduled, or a container that waits for more than its start.
+    pub(crate) fn of(pod: &Pod) -> Option<Self> {
+        let status = pod.status.as_ref()?;
+        let containers = status.container_statuses.iter().flatten();
+        let waiting = containers.filter_map(|container| container.state.as_ref()?.waiting.as_ref());
+        let mut failed = waiting.filter_map(|waiting| {
+            let reason = waiting.reason.clone().filter(|reason| !STARTING.contains(&reason.as_str()))?;
+            Some(Self::Waiting { reason, message: waiting.message.clone() })
+        });
+        let unscheduled = status.conditions.iter().flatten().find(|c| c.type_ == "PodScheduled" && c.status == "False");
+        let unscheduled = unscheduled.and_then(|condition| condition.message.clone().or(condition.reason.clone()));
+        failed.next().or(unscheduled.map(|message| Self::Unscheduled { message }))
+    }
+
     /// The pod cannot run for want of its volume, or not where that is.
     pub(crate) fn is_about_its_volume(&self) -> bool {
         self.reasons().iter().any(|reason| ABOUT_VOLUMES.iter().any(|word| reason.contains(word)))
@@ -111,5 +129,18 @@ mod tests {
         assert!(!unscheduled("0/3 nodes are available: 3 Insufficient cpu.").is_about_its_volume());
         let crash = Trouble::Waiting { reason: "CrashLoopBackOff".to_owned(), message: Some("volume full".to_owned()) };
         assert!(!crash.is_about_its_volume(), "a container's words are no scheduler's");
+    }
+
+    #[test]
+    fn a_container_that_starts_is_no_trouble_and_one_that_crashes_is() {
+        let pod = |reason: &str| {
+            let text = format!(
+                "{{status: {{containerStatuses: [{{name: a, image: a, imageID: a, ready: false, restartCount: 0, state: {{waiting: {{reason: {reason}}}}}}}]}}}}"
+            );
+            serde_yaml::from_str::<Pod>(&text).unwrap()
+        };
+        assert_eq!(Trouble::of(&pod("ContainerCreating")), None);
+        let crash = Trouble::Waiting { reason: "CrashLoopBackOff".to_owned(), message: None };
+        assert_eq!(Trouble::of(&pod("CrashLoopBackOff")), Some(crash));
     }
 }
