@@ -140,7 +140,6 @@ impl Nodes {
     pub(crate) fn lose_volume(&mut self, ordinal: u32) {
         self.members.remove(&self.id(ordinal));
         *self.lost.entry(ordinal).or_default() += 1;
-        self.leader.take_if(|leader| *leader == ordinal);
         self.elect();
     }
 
@@ -166,7 +165,7 @@ impl Nodes {
     /// Takes no time, and is nobody's own idea in manual failover.
     fn elect(&mut self) {
         let is_automatic = |ordinal: &u32| self.runs[ordinal].tuning.failover == Failover::Automatic;
-        let led = self.leader.is_some_and(|leader| self.voters.contains(&self.id(leader)));
+        let led = self.leader.is_some_and(|leader| self.majority().contains(&leader));
         if !led {
             self.leader = self.majority().into_iter().find(is_automatic);
             self.epoch += u64::from(self.leader.is_some());
@@ -186,10 +185,8 @@ impl Nodes {
         }
         match write {
             Write::Bootstrap => self.bootstrap(ordinal, body)?,
-            Write::Lead if self.leader != Some(ordinal) => {
-                if !self.majority().contains(&ordinal) {
-                    return Err("nobody would elect it");
-                }
+            // A campaign without a majority comes to nothing.
+            Write::Lead if self.leader != Some(ordinal) && self.majority().contains(&ordinal) => {
                 (self.leader, self.epoch) = (Some(ordinal), self.epoch + 1);
             }
             Write::AddLearner => {

@@ -21,6 +21,7 @@ enum Start {
     FewerReplicas,
     LostVolume,
     LostMajority,
+    LostMajorityInManualFailover,
     DeadLeaderInManualFailover,
     EditedByHand,
     PodMonitorOn,
@@ -28,7 +29,7 @@ enum Start {
 }
 
 impl Start {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::Nothing,
         Self::NothingInManualFailover,
         Self::Roll,
@@ -37,6 +38,7 @@ impl Start {
         Self::FewerReplicas,
         Self::LostVolume,
         Self::LostMajority,
+        Self::LostMajorityInManualFailover,
         Self::DeadLeaderInManualFailover,
         Self::EditedByHand,
         Self::PodMonitorOn,
@@ -64,7 +66,8 @@ impl Start {
                 world.state().nodes.lose_volume(1);
                 world
             }
-            Self::LostMajority => lost_majority().await,
+            Self::LostMajority => lost_majority("failover: Automatic").await,
+            Self::LostMajorityInManualFailover => lost_majority("failover: Manual, leader: demo-2").await,
             Self::DeadLeaderInManualFailover => {
                 let manual =
                     |leader: u32| format!("{{failover: Manual, leader: demo-{leader}, storage: {{size: 1Gi}}}}");
@@ -102,13 +105,13 @@ async fn changed(from: &str, to: &str) -> World {
 }
 
 /// Two of three volumes are lost for good, and a person has accepted it.
-async fn lost_majority() -> World {
-    let world = settled(SMALLEST).await;
+async fn lost_majority(leading: &str) -> World {
+    let world = settled(&format!("{{{leading}, storage: {{size: 1Gi}}}}")).await;
     (0..2).for_each(|ordinal| world.state().nodes.lose_volume(ordinal));
     Operator::new(&world).reconcile().await.unwrap();
     let epoch = stored(&world).status.unwrap().epoch.unwrap();
     let recovery = format!("{{forceLeader: demo-2, acceptDataLossAtEpoch: {epoch}}}");
-    set_spec(&mut world.state(), &format!("{{recovery: {recovery}, storage: {{size: 1Gi}}}}"));
+    set_spec(&mut world.state(), &format!("{{{leading}, recovery: {recovery}, storage: {{size: 1Gi}}}}"));
     world
 }
 
@@ -186,9 +189,12 @@ async fn whatever_write_fails_a_lost_volume_is_replaced() {
 
 #[tokio::test]
 async fn whatever_write_fails_a_recovery_is_carried_out_once_and_the_others_join() {
-    let world = breaks_nothing(Start::LostMajority).await;
-    let nodes = world.state().nodes.clone();
-    assert_eq!((nodes.leader, nodes.voters.len()), (Some(2), 3));
+    for start in [Start::LostMajority, Start::LostMajorityInManualFailover] {
+        let world = breaks_nothing(start).await;
+        let State { nodes, written, .. } = world.state().clone();
+        assert_eq!((nodes.leader, nodes.voters.len()), (Some(2), 3), "{start:?}");
+        assert!(written.contains(&Write::Recover), "{start:?}: {written:?}");
+    }
 }
 
 #[tokio::test]
