@@ -39,7 +39,8 @@ impl Kube {
         let file = Kubeconfig::read_from(kubeconfig).expect("the kubeconfig can be read");
         let options = KubeConfigOptions::default();
         let mut config = Config::from_custom_kubeconfig(file, &options).await.expect("the kubeconfig has a context");
-        config.read_timeout = Some(ANSWER_TIMEOUT);
+        // What is refused is seen, and asked again only where a scenario says so: an eviction would wait for room.
+        (config.read_timeout, config.default_retry) = (Some(ANSWER_TIMEOUT), false);
         config.proxy_url = None;
         let client = Client::try_from(config).expect("the kubeconfig's certificates are valid");
         Self { client, kubeconfig: kubeconfig.to_owned() }
@@ -69,13 +70,6 @@ impl Kube {
             api.get("default").await.map_err(|error| error.to_string())
         })
         .await;
-    }
-
-    /// Whether a namespace is the suite's, or nobody's yet.
-    pub(crate) async fn owns(&self, name: &str) -> bool {
-        let api: Api<Namespace> = Api::all(self.client.clone());
-        let found = api.get_opt(name).await.expect("a namespace can be looked up");
-        found.is_none_or(|namespace| namespace.labels().contains_key(LABEL))
     }
 
     /// The suite's namespaces, those of a run that was broken off included.
@@ -109,7 +103,7 @@ impl Kube {
         classes.into_iter().find(is_default).expect("there is a default class")
     }
 
-    /// Whether those of the default class do.
+    /// Whether volumes of the default class do; those of kind, for one, cannot.
     pub(crate) async fn volumes_grow(&self) -> bool {
         self.default_class().await.allow_volume_expansion == Some(true)
     }
@@ -149,7 +143,23 @@ impl Kube {
         path: &str,
         body: Vec<u8>,
     ) -> Result<String, String> {
-        let uri = format!("/api/v1/namespaces/{namespace}/pods/{pod}/proxy/{path}");
+        self.http(method, &format!("{namespace}/pods/{pod}/proxy/{path}"), body).await
+    }
+
+    /// The same to the port of a Service: the API server chooses one of its ready pods.
+    pub(crate) async fn service_http(
+        &self,
+        method: &str,
+        namespace: &str,
+        service: &str,
+        path: &str,
+        body: Vec<u8>,
+    ) -> Result<String, String> {
+        self.http(method, &format!("{namespace}/services/{service}/proxy/{path}"), body).await
+    }
+
+    async fn http(&self, method: &str, place: &str, body: Vec<u8>) -> Result<String, String> {
+        let uri = format!("/api/v1/namespaces/{place}");
         let request = Request::builder().method(method).uri(uri).body(Body::from(body));
         let request = request.expect("names are legal in a path");
         let answer = self.client.send(request).await.map_err(|error| error.to_string())?;

@@ -66,7 +66,8 @@ impl Load {
 
     async fn post(&self, path: &str) {
         let (kube, namespace) = (&self.store.kube, &self.store.namespace);
-        kube.pod_http("POST", namespace, ADDRESS, path, Vec::new()).await.expect("the client's pod answers");
+        eventually("the client's pod answers", 30, || kube.pod_http("POST", namespace, ADDRESS, path, Vec::new()))
+            .await;
     }
 
     pub(crate) async fn counted(&self) -> Counted {

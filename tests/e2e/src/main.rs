@@ -3,12 +3,14 @@
 //! its own, and prints one table. `tests/e2e/run` builds the images, picks the cluster and calls it.
 //!
 //! Reading order: `scenario` (what is tried), `scenarios` (how), `trial` (a cluster under load), `store` and
-//! `load` (its two halves), `faults` (what breaks), `copies` (of volumes), `kube` (how all of it is reached), `table`.
+//! `load` (its two halves), `faults` (what breaks), `copies` (of volumes), `kept` (keys of the suite's own), `guard`
+//! (whose cluster it is), `kube` (how all of it is reached), `table`.
 
 mod copies;
-#[cfg(test)]
 mod extremes;
 mod faults;
+mod guard;
+mod kept;
 mod kube;
 mod load;
 mod operator;

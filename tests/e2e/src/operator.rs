@@ -1,5 +1,6 @@
 //! The operator under test, installed with the chart as the README says: helm alone changes it.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use k8s_openapi::api::apps::v1::Deployment;
@@ -18,6 +19,9 @@ pub(crate) const NAMESPACE: &str = "kv-system";
 const OPERATOR: &str = "app.kubernetes.io/name=kv-operator,app.kubernetes.io/instance=kv-operator";
 /// The chart's default.
 pub(crate) const REPLICAS: i32 = 2;
+
+/// By labels.
+pub(crate) type Counters = BTreeMap<String, u64>;
 
 #[derive(Clone)]
 pub(crate) struct Operator {
@@ -86,16 +90,25 @@ impl Operator {
         self.kube.must("kubectl", &rollout).await;
     }
 
-    /// The values of a metric, of all operators together.
-    pub(crate) async fn metric(&self, name: &str) -> f64 {
-        let mut sum = 0.0;
+    /// A counter by its labels as they are written (`{verb="get"}`), each of all operators together.
+    pub(crate) async fn counters(&self, name: &str) -> Counters {
+        let mut counters = Counters::new();
         for pod in self.pods().await {
             let told = self.kube.pod_get(NAMESPACE, &format!("{}:8080", pod.name_any()), "metrics").await;
             let told = told.expect("an operator tells its metrics");
-            let values = told.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));
-            sum += values.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>();
+            let series = told.lines().filter_map(|line| line.strip_prefix(name)?.rsplit_once(' '));
+            for (labels, value) in series.filter(|(labels, _)| labels.is_empty() || labels.starts_with('{')) {
+                let value: u64 = value.parse().expect("a counter is a whole number");
+                *counters.entry(labels.to_owned()).or_default() += value;
+            }
         }
-        sum
+        assert!(!counters.is_empty(), "an operator tells {name}");
+        counters
+    }
+
+    /// One of them.
+    pub(crate) async fn counter(&self, name: &str, labels: &str) -> u64 {
+        self.counters(name).await.get(labels).copied().unwrap_or_default()
     }
 
     /// Of the operator that needs most, in bytes, as the kubelets tell it.

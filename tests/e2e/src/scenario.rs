@@ -4,10 +4,13 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::faults::Ability;
 use crate::load::{Counted, Verdict};
-use crate::scenarios::{changes, copies, hosts, lasting, leader, operators, options, quickstart, strangers, volumes};
+use crate::scenarios::{
+    changes, copies, hosts, lasting, leader, operators, options, quickstart, specs, strangers, volumes,
+};
 use crate::suite::Suite;
 
 /// What is run when no scenario is named.
@@ -17,6 +20,17 @@ pub(crate) enum Set {
     Ci,
     /// Everything; forty-five minutes at most
     All,
+}
+
+impl Set {
+    /// A run that takes longer has failed.
+    pub(crate) fn limit(self) -> Duration {
+        let minutes = match self {
+            Self::Ci => 10,
+            Self::All => 45,
+        };
+        Duration::from_secs(minutes * 60)
+    }
 }
 
 type Run = fn(Arc<Suite>) -> Pin<Box<dyn Future<Output = Report> + Send>>;
@@ -131,7 +145,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         scenario!(All, "host-stopped", hosts::stopped, "the leader's host loses all processes", needs Hosts),
         scenario!(All, "host-paused", hosts::paused, "all processes of the leader's host stand still", needs Hosts),
         scenario!(All, "host-cut", hosts::cut, "the leader's host is cut off", needs Hosts),
-        scenario!(All, "host-drained", hosts::drained, "kubectl drain of the leader's host, and cordon alone"),
+        scenario!(All, "host-drained", hosts::drained, "the leader's host drained, cordoned; evictions", needs Signals),
         scenario!(All, "operator-absent", operators::absent, "the leader killed while no operator runs", needs Signals),
         scenario!(All, "operator-killed", operators::killed_while_rolling, "the operator killed while it rolls", needs Signals),
         scenario!(All, "operators-two", operators::two, "two operators of two releases at once"),
@@ -143,7 +157,12 @@ pub(crate) fn all() -> Vec<Scenario> {
         scenario!(All, "scale-1-3-5-3-1", changes::scaled_through_all_sizes, "1 -> 3 -> 5 -> 3 -> 1"),
         scenario!(All, "leader-volume-lost", volumes::lost_on_the_leader, "the leader's volume deleted"),
         scenario!(All, "old-volumes", copies::put_back, "old copies of volumes come back", needs Signals),
-        scenario!(All, "all-pods-deleted", lasting::all_pods_deleted, "all pods deleted at once"),
+        scenario!(
+            All,
+            "all-pods-deleted",
+            lasting::all_pods_deleted,
+            "all pods gone at once; one that lacks writes is back first"
+        ),
         scenario!(All, "volume-full", volumes::full_and_grown, "a full volume, then growth", needs Growth),
         scenario!(All, "volume-fixed", volumes::cannot_grow, "volumes that cannot grow"),
         scenario!(All, "settings-live", changes::settings, "settings changed without a restart"),
@@ -155,6 +174,6 @@ pub(crate) fn all() -> Vec<Scenario> {
         scenario!(All, "neighbours", strangers::neighbours, "a new cluster of the same name beside it"),
         scenario!(All, "edited", strangers::edited, "what was edited or deleted by hand comes back"),
         scenario!(All, "names-taken", strangers::names_taken, "pods and claims of somebody else"),
-        scenario!(All, "bad-specs", changes::bad_specs, "specs that are refused, or reported"),
+        scenario!(All, "bad-specs", specs::bad_specs, "specs and calls that are refused, or reported"),
     ]
 }

@@ -9,5 +9,6 @@ pub(crate) mod leader;
 pub(crate) mod operators;
 pub(crate) mod options;
 pub(crate) mod quickstart;
+pub(crate) mod specs;
 pub(crate) mod strangers;
 pub(crate) mod volumes;

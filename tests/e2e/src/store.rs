@@ -4,9 +4,10 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt;
-use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{Api, DeleteParams, EvictParams, ListParams, Patch, PatchParams, PostParams};
 use kv_operator::crd::{KvCluster, KvClusterStatus};
 use serde_json::{Value, json};
 
@@ -168,6 +169,11 @@ impl Store {
     pub(crate) async fn replace_pod(&self, name: &str, parameters: &DeleteParams) {
         let old = self.pod(name).await.uid();
         self.delete_pod(name, parameters).await;
+        self.replaced(name, old).await;
+    }
+
+    /// Waits until another pod than the one with this uid has the name.
+    pub(crate) async fn replaced(&self, name: &str, old: Option<String>) {
         eventually("another pod has the name", 60, || async {
             let pod = self.pod_api().get_opt(name).await.map_err(|error| error.to_string())?;
             pod.filter(|pod| pod.uid() != old).map(|_| ()).ok_or_else(|| "not yet".to_owned())
@@ -187,6 +193,55 @@ impl Store {
         let claim = self.claim_api().get(claim).await.expect("the claim is there");
         let requests = claim.spec.and_then(|spec| spec.resources?.requests);
         requests.and_then(|mut requests| requests.remove("storage")).expect("every claim asks for a size").0
+    }
+
+    /// As `kubectl drain` asks for it. Err: with the status.
+    pub(crate) async fn evict(&self, pod: &str) -> Result<(), String> {
+        match self.pod_api().evict(pod, &EvictParams::default()).await {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(status)) => Err(format!("{}: {}", status.code, status.message)),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// The `/status` of a node.
+    pub(crate) async fn node_status(&self, pod: &str) -> Result<Value, String> {
+        let told = self.kube.pod_get(&self.namespace, &format!("{pod}:8000"), "status").await?;
+        serde_json::from_str(&told).map_err(|error| error.to_string())
+    }
+
+    /// The Service of the leader holds the pod that leads and no other, even one that led before and still counts as
+    /// ready; and takes a write.
+    pub(crate) async fn leader_service(&self) {
+        let api: Api<EndpointSlice> = Api::namespaced(self.kube.client.clone(), &self.namespace);
+        let slices = ListParams::default().labels(&format!("kubernetes.io/service-name={NAME}-leader"));
+        eventually("the leader's Service holds the leader alone", 10, || async {
+            let leader = self.try_status().await?.1.leader.ok_or("nobody leads")?;
+            let pod = self.pod_api().get(&leader).await.map_err(|error| error.to_string())?;
+            let wanted: Vec<String> = pod.status.and_then(|status| status.pod_ip).into_iter().collect();
+            let found = api.list(&slices).await.map_err(|error| error.to_string())?;
+            let endpoints = found.items.into_iter().flat_map(|slice| slice.endpoints);
+            let found: Vec<String> = endpoints.flat_map(|endpoint| endpoint.addresses).collect();
+            if !found.is_empty() && found == wanted { Ok(()) } else { Err(format!("{found:?} and not {wanted:?}")) }
+        })
+        .await;
+        eventually("a write through it is taken", 20, || async {
+            let (service, body) = (format!("{NAME}-leader:8000"), json!({"value": 1}).to_string());
+            self.kube.service_http("PUT", &self.namespace, &service, "key/to-the-leader", body.into_bytes()).await
+        })
+        .await;
+    }
+
+    /// `kubectl describe` shows Events of these reasons: they are written after the status is.
+    pub(crate) async fn describes(&self, reasons: &[&str]) {
+        let describe = ["describe", "kvcluster", NAME, "--namespace", &self.namespace];
+        eventually(&format!("{reasons:?} are described"), 15, || async {
+            let told = self.kube.program("kubectl", &describe).await?;
+            let events = told.split_once("Events:").map_or("", |(_, events)| events);
+            let is_told = |reason: &&str| events.split_whitespace().any(|word| word == *reason);
+            if reasons.iter().all(is_told) { Ok(()) } else { Err(told) }
+        })
+        .await;
     }
 
     /// The member id that a pod's volume has, as it was reported last.

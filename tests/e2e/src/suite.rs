@@ -5,12 +5,13 @@ use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 
 use crate::Arguments;
 use crate::faults::Faults;
+use crate::guard;
 use crate::kube::{Kube, LABEL};
 use crate::load::Load;
 use crate::operator::{NAMESPACE, Operator};
@@ -61,20 +62,14 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
         next_version: arguments.next_version,
         evidence: arguments.evidence,
     });
-    if !suite.kube.owns(NAMESPACE).await {
-        eprintln!("kv-e2e: somebody else uses namespace {NAMESPACE} of this cluster");
-        return ExitCode::FAILURE;
+    let limit = arguments.scenarios.is_empty().then(|| arguments.set.limit());
+    match suite.run_all(&chosen, limit).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            eprintln!("kv-e2e: {why}");
+            ExitCode::FAILURE
+        }
     }
-    suite.clean().await;
-    let mut rows = Vec::new();
-    for scenario in &chosen {
-        println!("{}: {}", scenario.name, scenario.about);
-        rows.push(suite.run_one(scenario).await);
-    }
-    suite.clean().await;
-    table::print(&rows);
-    let failed = rows.iter().any(|row| matches!(row.ended, Ended::Failed(_)));
-    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
 fn chosen(arguments: &Arguments) -> Result<Vec<Scenario>, String> {
@@ -90,6 +85,27 @@ fn chosen(arguments: &Arguments) -> Result<Vec<Scenario>, String> {
 }
 
 impl Suite {
+    /// Err: why the run failed.
+    async fn run_all(self: &Arc<Self>, chosen: &[Scenario], limit: Option<Duration>) -> Result<(), String> {
+        self.clean().await?;
+        let began = Instant::now();
+        let mut rows = Vec::new();
+        for scenario in chosen {
+            println!("{}: {}", scenario.name, scenario.about);
+            rows.push(self.run_one(scenario).await);
+        }
+        let took = began.elapsed();
+        table::print(&rows, took);
+        self.clean().await?;
+        if rows.iter().any(|row| matches!(row.ended, Ended::Failed(_))) {
+            return Err("scenarios failed".to_owned());
+        }
+        match limit.filter(|limit| took > *limit) {
+            Some(limit) => Err(format!("the set took {} s of {} s at most", took.as_secs(), limit.as_secs())),
+            None => Ok(()),
+        }
+    }
+
     async fn run_one(self: &Arc<Self>, scenario: &Scenario) -> Row {
         let began = Instant::now();
         let cannot = match scenario.needs {
@@ -165,8 +181,10 @@ impl Suite {
         println!("  evidence is in {}", dir.display());
     }
 
-    /// Takes away everything of the suite, also what a run left that was broken off.
-    async fn clean(&self) {
+    /// Takes away everything of the suite, also what a run left that was broken off. Err: somebody else would lose
+    /// something, and nothing is taken away.
+    async fn clean(&self) -> Result<(), String> {
+        guard::refuse_others(&self.kube).await?;
         self.faults.mend(&self.kube).await;
         for namespace in self.kube.namespaces().await.iter().filter(|name| *name != NAMESPACE) {
             self.kube.delete_namespace(namespace).await;
@@ -176,6 +194,7 @@ impl Suite {
             self.kube.must("kubectl", &["delete", "crd", definitions, "--ignore-not-found"]).await;
         }
         self.kube.delete_namespace(NAMESPACE).await;
+        Ok(())
     }
 }
 

@@ -1,5 +1,7 @@
 //! The one table at the end, and the lines below it. Prints; decides nothing.
 
+use std::time::Duration;
+
 use crate::scenario::Report;
 
 /// How a scenario ended.
@@ -19,13 +21,13 @@ pub(crate) struct Row {
 const HEADS: [&str; 8] =
     ["scenario", "result", "write pause", "worst worker", "errors", "acknowledged", "lost", "seconds"];
 
-pub(crate) fn print(rows: &[Row]) {
+pub(crate) fn print(rows: &[Row], took: Duration) {
     println!("\n| {} |", HEADS.join(" | "));
     println!("|{}", "---|".repeat(HEADS.len()));
     for row in rows {
         println!("| {} |", cells(row).join(" | "));
     }
-    println!();
+    println!("\n{} scenarios in {} s\n", rows.len(), took.as_secs());
     for row in rows {
         match &row.ended {
             Ended::Passed(report) => println!("{}: {}", row.name, told(report)),

@@ -3,12 +3,16 @@
 
 use std::time::{Duration, Instant};
 
+use kv_operator::crd::{KvCluster, KvClusterStatus};
 use serde_json::Value;
 
 use crate::load::{Counted, Load};
 use crate::scenario::{Report, Target};
 use crate::store::{Store, is};
 use crate::suite::{self, Suite};
+
+/// Conditions and members of a status are true within this of the fact, while an operator works.
+const TOLD_SECONDS_MAX: u64 = 10;
 
 pub(crate) struct Trial {
     pub(crate) store: Store,
@@ -51,6 +55,18 @@ impl Trial {
     pub(crate) async fn another_leads(&self, former: &str) {
         let leads = |leader: &Option<String>| leader.as_ref().is_some_and(|leader| leader != former);
         self.store.wait(&format!("another than {former} leads"), 60, |_, status| leads(&status.leader)).await;
+    }
+
+    /// What has just happened is in the status in time. How long it took is noted.
+    pub(crate) async fn told(&mut self, what: &str, wanted: impl Fn(&KvCluster, &KvClusterStatus) -> bool) {
+        let took = timed(self.store.wait(what, TOLD_SECONDS_MAX, wanted)).await;
+        self.note(format!("{what}: told after {:.1} s", took.as_secs_f64()));
+    }
+
+    /// The same of a leader that others must have replaced by themselves.
+    pub(crate) async fn told_that_another_leads(&mut self, former: &str) {
+        let what = format!("another than {former} leads");
+        self.told(&what, |_, status| status.leader.as_ref().is_some_and(|leader| leader != former)).await;
     }
 
     /// Begins to measure.

@@ -1,4 +1,4 @@
-//! What a user changes in a spec while the cluster serves: image, size, settings, and what is wrong.
+//! What a user changes in a spec while the cluster serves: image, size, settings.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,10 +10,12 @@ use kv_tests::pass;
 use serde_json::{Value, json};
 
 use crate::load::IMAGE as NO_NODE;
+use crate::operator::REPLICAS;
 use crate::scenario::{Report, Target};
 use crate::store::{NAME, Store, because, condition, is};
 use crate::suite::{Suite, namespace};
 use crate::trial::{Trial, timed};
+use crate::waiting::eventually;
 
 pub(crate) async fn rolled(suite: Arc<Suite>, name: &'static str) -> Report {
     let mut trial = Trial::start(&suite, name, json!({})).await;
@@ -40,13 +42,33 @@ pub(crate) async fn scaled_to_five_and_back(suite: Arc<Suite>, name: &'static st
 }
 
 pub(crate) async fn scaled_through_all_sizes(suite: Arc<Suite>, name: &'static str) -> Report {
-    let mut trial = scaled(&suite, name, 1, &[3, 5, 3]).await;
+    let mut trial = scaled(&suite, name, 1, &[3, 5]).await;
+    evicted(&mut trial).await;
+    resized(&mut trial, 3).await;
+    evicted(&mut trial).await;
     match suite.kube.volumes_grow().await {
         true => grown(&mut trial).await,
         false => trial.note("growth was not tried: volumes of the default class cannot"),
     }
     resized(&mut trial, 1).await;
+    evicted(&mut trial).await;
     trial.end().await
+}
+
+/// The budget is right for the size that the cluster has now: one pod may go, and no other before it is back. A
+/// single one may always go.
+async fn evicted(trial: &mut Trial) {
+    trial.open().await;
+    let status = trial.store.status().await;
+    let pods = if status.replicas == 1 { vec!["demo-0".to_owned()] } else { status.followers };
+    let old = trial.store.pod(&pods[0]).await.uid();
+    trial.store.evict(&pods[0]).await.expect("one pod may go");
+    if let Some(second) = pods.get(1) {
+        let refused = trial.store.evict(second).await;
+        assert!(refused.as_ref().is_err_and(|said| said.starts_with("429")), "no second one may go: {refused:?}");
+    }
+    trial.store.replaced(&pods[0], old).await;
+    trial.close(60, if pods.len() == 1 { Target::Outage } else { Target::Planned }).await;
 }
 
 /// The kept claims of pods that are gone are waited for by nobody.
@@ -103,30 +125,41 @@ pub(crate) async fn settings(suite: Arc<Suite>, name: &'static str) -> Report {
     trial.open().await;
     let changed = json!({
         "heartbeat": {"interval": "200ms", "timeout": "2s"},
-        "compaction": {"enabled": false},
+        "failover": "Manual",
+        "compaction": {"enabled": false, "interval": "2h", "minInterval": "5m"},
         "historyLimit": 7,
         "dedupExpiry": "90m",
     });
     trial.store.patch(changed).await;
     trial.store.healthy(30).await;
     for ordinal in 0..3 {
-        has_settings(&trial.store, ordinal).await;
+        has_settings(&trial.store, &format!("{NAME}-{ordinal}")).await;
     }
     trial.close(30, Target::Planned).await;
     assert_eq!(trial.store.lives().await, before, "no pod was restarted");
+    // What a node starts with, before anybody tells it anything.
+    suite.operator.scale(0).await;
+    trial.open().await;
+    let follower = trial.store.follower().await;
+    trial.store.replace_pod(&follower, &DeleteParams::default()).await;
+    has_settings(&trial.store, &follower).await;
+    suite.operator.scale(REPLICAS).await;
+    trial.close(60, Target::Planned).await;
     trial.end().await
 }
 
-async fn has_settings(store: &Store, ordinal: u32) {
-    let pod = format!("{NAME}-{ordinal}:8000");
-    crate::waiting::eventually("the node has the new settings", 30, || async {
-        let ask = async |path: &str| -> Result<Value, String> {
-            let told = store.kube.pod_get(&store.namespace, &pod, path).await?;
-            serde_json::from_str(&told).map_err(|error| error.to_string())
-        };
-        let (heartbeat, compaction) = (ask("cluster_status").await?, ask("compaction/status").await?);
-        let told = (heartbeat["heartbeat_interval"].as_f64(), compaction["enabled"].as_bool());
-        if told == (Some(0.2), Some(false)) { Ok(()) } else { Err(format!("{told:?}")) }
+async fn has_settings(store: &Store, pod: &str) {
+    let wanted = json!({
+        "tuning": {"heartbeat_interval_ms": 200, "heartbeat_timeout_ms": 2000, "failover": "manual"},
+        "settings": {"history_limit": 7, "dedup_expiry_seconds": 5400, "dedup_limit": 1_000_000},
+        "compaction": {"enabled": false, "interval_seconds": 7200, "min_interval_seconds": 300},
+    });
+    eventually(&format!("{pod} has the new settings"), 60, || async {
+        let mut told = store.node_status(pod).await?;
+        let told = json!({
+            "tuning": told["tuning"].take(), "settings": told["settings"].take(), "compaction": told["compaction"].take(),
+        });
+        if told == wanted { Ok(()) } else { Err(told.to_string()) }
     })
     .await;
 }
@@ -202,7 +235,7 @@ async fn paused(store: &Store) {
     let leader = store.leader().await;
     store.replace_pod(&leader, &DeleteParams::default()).await;
     store.wait("another leads", 60, |_, s| s.leader.as_ref().is_some_and(|now| *now != leader)).await;
-    crate::waiting::eventually("the leader has the label", 30, || async {
+    eventually("the leader has the label", 30, || async {
         let now = store.leader().await;
         let label = store.pod(&now).await.labels().get("kvcluster.dev/role").cloned();
         if label.as_deref() == Some("leader") { Ok(()) } else { Err(format!("{now}: {label:?}")) }
@@ -222,90 +255,4 @@ async fn paused(store: &Store) {
 async fn scale(store: &Store, replicas: u32) {
     let replicas = format!("--replicas={replicas}");
     store.kube.must("kubectl", &["scale", "kvcluster", NAME, &replicas, "--namespace", &store.namespace]).await;
-}
-
-/// Refused before anything is stored, with words that a person understands: the member and its value, then the words.
-const REFUSED: [(&str, &str, &str); 13] = [
-    ("/spec/replicas", "0", "should be greater than or equal to 1"),
-    ("/spec/replicas", "-3", "should be greater than or equal to 1"),
-    ("/spec/replicas", "9", "should be less than or equal to 7"),
-    ("/spec/replicas", "\"three\"", "must be of type integer"),
-    ("/spec/replcas", "3", "unknown field"),
-    ("/spec/storage/size", "\"much\"", "size must be a quantity"),
-    ("/spec/storage/size", "\"1Mi\"", "from 2Mi to 1Pi"),
-    ("/spec/resources", "{\"requests\": {\"cpu\": \"lots\"}}", "each must be a quantity"),
-    ("/spec/compaction", "{\"interval\": \"10000h\"}", "from 60s to 8760h"),
-    ("/spec/heartbeat", "{\"interval\": \"2s\", \"timeout\": \"1s\"}", "timeout must be longer than interval"),
-    ("/spec/failover", "\"Sometimes\"", "Unsupported value"),
-    ("/spec/dedupExpiry", "\"soon\"", "dedupExpiry must be a duration"),
-    ("/metadata/name", "\"a-name-that-is-longer-than-any-that-pods-could-have\"", "at most 45 characters"),
-];
-
-/// Accepted by the schema, and then reported by the operator: the spec, condition, reason, and words of the message.
-const REPORTED: [(&str, &str, &str, &str); 8] = [
-    (r#"{"replicas": 3, "leader": "demo-7"}"#, "SpecInvalid", "UnknownLeader", "demo-7"),
-    (
-        r#"{"recovery": {"forceLeader": "demo-9", "acceptDataLossAtEpoch": 1}}"#,
-        "SpecInvalid",
-        "UnknownLeader",
-        "demo-9",
-    ),
-    (
-        r#"{"replicas": 1, "resources": {"requests": {"memory": "2Gi"}, "limits": {"memory": "1Gi"}}}"#,
-        "SpecInvalid",
-        "BadValue",
-        "StatefulSet demo is refused",
-    ),
-    (r#"{"replicas": 1, "pod": {"labels": {"not a label": "x"}}}"#, "SpecInvalid", "BadValue", "not a label"),
-    (
-        r#"{"replicas": 1, "pod": {"priorityClassName": "no-such-class"}}"#,
-        "Available",
-        "WaitingForMembers",
-        "kubectl describe statefulset demo",
-    ),
-    (r#"{"replicas": 1, "image": "127.0.0.1:1/no-such-image:1"}"#, "Available", "WaitingForMembers", "no-such-image"),
-    (r#"{"replicas": 2}"#, "SpecInvalid", "EvenReplicas", "odd number"),
-    (
-        r#"{"replicas": 1, "storage": {"size": "1Gi", "storageClassName": "no-such-class"}}"#,
-        "Degraded",
-        "VolumeUnavailable",
-        "kubectl describe pvc data-demo-0",
-    ),
-];
-
-pub(crate) async fn bad_specs(suite: Arc<Suite>, name: &'static str) -> Report {
-    suite.operator_runs().await;
-    suite.kube.namespace(&namespace(name)).await;
-    let store = Store::new(&suite.kube, &namespace(name));
-    let dir = tempfile::tempdir().expect("a temporary directory");
-    for (place, value, words) in REFUSED {
-        let file = dir.path().join("kvcluster.json");
-        std::fs::write(&file, spec_with(place, value).to_string()).expect("a temporary directory is writable");
-        let file = file.to_str().expect("the path is text");
-        let applied =
-            suite.kube.program("kubectl", &["apply", "--namespace", &store.namespace, "--filename", file]).await;
-        let said = applied.expect_err("the spec is refused");
-        assert!(said.contains(words), "{place} = {value} should be refused with {words:?}: {said}");
-    }
-    for (spec, kind, reason, words) in REPORTED {
-        store.create(serde_json::from_str(spec).expect("the table is JSON")).await;
-        let is_told = |status: &KvClusterStatus| condition(status, kind).is_some_and(|c| c.message.contains(words));
-        let reported = format!("{spec} is reported with {words:?}");
-        store.wait(&reported, 60, |_, status| because(status, kind, reason) && is_told(status)).await;
-        store.delete().await;
-        // The next spec is to be that of a new cluster, and not to find the volumes of this one.
-        suite.kube.must("kubectl", &["delete", "pvc", "--all", "--namespace", &store.namespace]).await;
-    }
-    Report::default()
-}
-
-fn spec_with(place: &str, value: &str) -> Value {
-    let mut object = json!({
-        "apiVersion": "kvcluster.dev/v1alpha1", "kind": "KvCluster",
-        "metadata": {"name": NAME}, "spec": {"storage": {"size": "1Gi"}},
-    });
-    let (parent, member) = place.rsplit_once('/').expect("the table has paths");
-    object.pointer_mut(parent).expect("the table has paths")[member] =
-        serde_json::from_str(value).expect("the table is JSON");
-    object
 }

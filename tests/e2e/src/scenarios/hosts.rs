@@ -3,13 +3,17 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::api::Api;
 use kv_tests::pass;
 use serde_json::json;
 
-use crate::faults::{HostFault, Sending, Signal};
+use crate::faults::{HostFault, Sending, Signal, signal};
 use crate::scenario::{Report, Target};
+use crate::store::NAME;
 use crate::suite::Suite;
 use crate::trial::Trial;
+use crate::waiting::eventually;
 
 /// How long the API server is away.
 const API_DOWN: Duration = Duration::from_secs(60);
@@ -35,6 +39,8 @@ async fn broken(suite: &Suite, name: &str, fault: HostFault) -> Report {
     let host = trial.store.host(&leader).await;
     suite.faults.break_host(fault, &host).await;
     trial.another_leads(&leader).await;
+    // For a while the pod of the former leader still counts as ready.
+    trial.store.leader_service().await;
     trial.load.flows(30).await;
     suite.faults.mend_host(fault, &host).await;
     trial.close(180, Target::Silence).await;
@@ -52,7 +58,31 @@ pub(crate) async fn drained(suite: Arc<Suite>, name: &'static str) -> Report {
     suite.faults.uncordon(&suite.kube, &host).await;
     trial.close(120, Target::Planned).await;
     cordoned(&suite, &mut trial).await;
+    evicted(&mut trial).await;
     trial.end().await
+}
+
+/// While a member stands still, no other may be evicted, and it may.
+async fn evicted(trial: &mut Trial) {
+    trial.open().await;
+    let store = trial.store.clone();
+    let status = store.status().await;
+    let [still, other] = &status.followers[..] else { panic!("two follow: {:?}", status.followers) };
+    signal(&store, still, Signal::Stop).await;
+    let budgets: Api<PodDisruptionBudget> = Api::namespaced(store.kube.client.clone(), &store.namespace);
+    eventually("the budget is used up", 30, || async {
+        let budget = budgets.get(NAME).await.map_err(|error| error.to_string())?.status;
+        match budget.as_ref().map(|budget| (budget.disruptions_allowed, budget.current_healthy)) {
+            Some((0, 2)) => Ok(()),
+            _ => Err(format!("{budget:?}")),
+        }
+    })
+    .await;
+    let refused = store.evict(other).await;
+    assert!(refused.as_ref().is_err_and(|said| said.starts_with("429")), "no second one may go: {refused:?}");
+    store.evict(still).await.expect("the one that serves nobody may go");
+    signal(&store, still, Signal::Cont).await;
+    trial.close(120, Target::Silence).await;
 }
 
 /// Leadership moves before anything is evicted.

@@ -1,6 +1,7 @@
 //! What the data survives: the KvCluster deleted and created again, all pods gone at once, a majority of the
 //! volumes lost.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,11 +10,13 @@ use kube::api::DeleteParams;
 use kv_operator::crd::KvClusterStatus;
 use serde_json::json;
 
+use crate::kept::Kept;
 use crate::load::Load;
 use crate::scenario::{Report, Target};
 use crate::store::{Store, because, condition, is};
 use crate::suite::Suite;
 use crate::trial::Trial;
+use crate::waiting::eventually;
 
 /// A cluster that may not be recovered has stood still for this long.
 const STANDING: Duration = Duration::from_secs(5);
@@ -46,8 +49,48 @@ pub(crate) async fn all_pods_deleted(suite: Arc<Suite>, name: &'static str) -> R
         trial.store.delete_pod(&pod.name_any(), &at_once).await;
     }
     trial.close(120, Target::Outage).await;
+    trial.open().await;
+    laggard_comes_first(&suite, &trial).await;
+    trial.close(120, Target::Outage).await;
     trial.end().await
 }
+
+/// After an outage of all, the first pod that is back lacks what the other two acknowledged without it: it serves
+/// nobody alone, and does not lead when the next one is back. Volumes stay on their hosts.
+async fn laggard_comes_first(suite: &Suite, trial: &Trial) {
+    let store = &trial.store;
+    let (leader, laggard) = (store.leader().await, store.follower().await);
+    let mut pods: Vec<String> = store.pods().await.iter().map(ResourceExt::name_any).collect();
+    // The leader's host is the last to be cordoned: there is none to which leadership could be moved then.
+    pods.sort_by_key(|pod| *pod == leader);
+    let mut hosts = BTreeMap::new();
+    for pod in &pods {
+        let host = store.host(pod).await;
+        suite.faults.cordon(&suite.kube, &host).await;
+        hosts.insert(pod.clone(), host);
+    }
+    let at_once = DeleteParams::default().grace_period(0);
+    store.replace_pod(&laggard, &at_once).await;
+    trial.load.flows(60).await;
+    let others: Vec<&String> = pods.iter().filter(|pod| **pod != laggard).collect();
+    for pod in &others {
+        store.delete_pod(pod, &at_once).await;
+    }
+    suite.faults.uncordon(&suite.kube, &hosts[&laggard]).await;
+    eventually("the first pod answers", 60, || store.node_status(&laggard)).await;
+    let written = trial.load.counted().await.written;
+    kv_tests::pass(STANDING).await;
+    let alone = store.node_status(&laggard).await.expect("it still answers");
+    assert_ne!(alone["role"], "leader", "it does not lead alone: {alone}");
+    assert_eq!(trial.load.counted().await.written, written, "nothing is written while two of three are away");
+    store.wait("nobody leads", 30, |_, s| s.leader.is_none() && !is(s, "Available", "True")).await;
+    suite.faults.uncordon(&suite.kube, &hosts[others[0]]).await;
+    assert_ne!(store.leader().await, laggard, "who lacks acknowledged writes does not lead");
+    suite.faults.uncordon(&suite.kube, &hosts[others[1]]).await;
+}
+
+/// How many keys are read back after each recovery.
+const KEPT: usize = 100;
 
 /// Nothing that was acknowledged before is lost: the survivor had it all. What a recovery may lose is written
 /// while it is behind.
@@ -56,6 +99,8 @@ pub(crate) async fn majority_lost(suite: Arc<Suite>, name: &'static str) -> Repo
     let (store, survivor) = (trial.store.clone(), trial.store.follower().await);
     let mut report = trial.end().await;
     Load::remove(&store).await;
+    let kept = Kept::some(&store, KEPT).await;
+    kept.are_on(&survivor).await;
     let lost = store.pods().await.into_iter().map(|pod| pod.name_any()).filter(|pod| *pod != survivor);
     let lost: Vec<String> = lost.collect();
     // The volume of one is away: its pod finds no host. That of the other is gone.
@@ -74,10 +119,12 @@ pub(crate) async fn majority_lost(suite: Arc<Suite>, name: &'static str) -> Repo
     store.wait("it is another group now", 120, |_, s| s.cluster_id != cluster_id && is_voter(s)).await;
     suite.faults.uncordon(&suite.kube, &host).await;
     former_member_returns(&suite, &store, &lost[0]).await;
+    kept.are_there().await;
     let again = Trial::over(&store).await.end().await;
     report.acknowledged += again.acknowledged;
     report.lost += again.lost;
     lost_again(&store, &survivor, &lost).await;
+    kept.are_there().await;
     report
 }
 

@@ -4,21 +4,28 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kube::api::DeleteParams;
+use kv_operator::crd::KvClusterStatus;
 use serde_json::json;
 
 use crate::faults::{Signal, signal};
 use crate::scenario::{Report, Target};
-use crate::store::{Store, because, is};
+use crate::store::{because, condition, is};
 use crate::suite::Suite;
 use crate::trial::{Trial, timed};
+use crate::waiting::eventually;
 
 /// Each of these is over in seconds; the longest pause of all rounds is reported.
-const ROUNDS: usize = 3;
+const ROUNDS: u64 = 3;
+/// What the operator counts: leadership moved at its word, by reason, and without it.
+const SWITCHOVERS: &str = "kv_operator_switchovers_total";
+const BY_SPEC: &str = r#"{reason="spec.leader"}"#;
+const FAILOVERS: &str = "kv_operator_failovers_total";
 /// Long enough for anybody to have been told to lead, and shorter than it takes a liveness probe to end a node.
 const NOBODY_LEADS: Duration = Duration::from_secs(5);
 
 pub(crate) async fn switched_over(suite: Arc<Suite>, name: &'static str) -> Report {
     let mut trial = Trial::start(&suite, name, json!({})).await;
+    let asked = suite.operator.counter(SWITCHOVERS, BY_SPEC).await;
     for _ in 0..ROUNDS {
         trial.open().await;
         let next = trial.store.follower().await;
@@ -31,19 +38,24 @@ pub(crate) async fn switched_over(suite: Arc<Suite>, name: &'static str) -> Repo
         let pause_ms = trial.close(30, Target::Planned).await.pause_ms;
         trial.note(format!("reported after {:.1} s, pause {pause_ms} ms", took.as_secs_f64()));
     }
+    assert_eq!(suite.operator.counter(SWITCHOVERS, BY_SPEC).await, asked + ROUNDS, "each is counted");
+    trial.store.describes(&["LeaderChanged"]).await;
     trial.end().await
 }
 
 pub(crate) async fn killed(suite: Arc<Suite>, name: &'static str) -> Report {
     let mut trial = Trial::start(&suite, name, json!({})).await;
+    let counted = suite.operator.counter(FAILOVERS, "").await;
     for _ in 0..ROUNDS {
         trial.open().await;
         let leader = trial.store.leader().await;
         signal(&trial.store, &leader, Signal::Kill).await;
-        trial.another_leads(&leader).await;
+        trial.told_that_another_leads(&leader).await;
         let pause_ms = trial.close(60, Target::Crash).await.pause_ms;
         trial.note(format!("pause {pause_ms} ms"));
     }
+    assert_eq!(suite.operator.counter(FAILOVERS, "").await, counted + ROUNDS, "each is counted");
+    trial.store.describes(&["LeaderChanged"]).await;
     trial.end().await
 }
 
@@ -53,7 +65,9 @@ pub(crate) async fn stopped(suite: Arc<Suite>, name: &'static str) -> Report {
         trial.open().await;
         let leader = trial.store.leader().await;
         signal(&trial.store, &leader, Signal::Stop).await;
-        trial.another_leads(&leader).await;
+        trial.told_that_another_leads(&leader).await;
+        // The pod of the former leader still counts as ready.
+        trial.store.leader_service().await;
         signal(&trial.store, &leader, Signal::Cont).await;
         let pause_ms = trial.close(60, Target::Silence).await.pause_ms;
         trial.note(format!("pause {pause_ms} ms"));
@@ -114,7 +128,7 @@ pub(crate) async fn returns(suite: Arc<Suite>, name: &'static str) -> Report {
     let lost = Instant::now();
     trial.close(60, Target::Planned).await;
     trial.open().await;
-    one_stopped(&store).await;
+    one_stopped(&mut trial).await;
     trial.close(60, Target::Outage).await;
     trial.open().await;
     // A hand-over that does not succeed, on a crowded machine, is tried again after twice as long.
@@ -126,12 +140,32 @@ pub(crate) async fn returns(suite: Arc<Suite>, name: &'static str) -> Report {
     trial.end().await
 }
 
-async fn one_stopped(store: &Store) {
+/// Entries; who lacks more of them is told to lag.
+const FAR_BEHIND: u64 = 1000;
+
+async fn one_stopped(trial: &mut Trial) {
+    let store = &trial.store.clone();
     let before = store.status().await;
+    let leader = before.leader.as_ref().expect("it was just healthy");
     let stopped = before.followers.iter().find(|pod| *pod != "demo-0").expect("two pods follow");
     signal(store, stopped, Signal::Stop).await;
+    let names_it = |status: &KvClusterStatus, kind: &str| {
+        condition(status, kind).is_some_and(|condition| condition.message.contains(stopped))
+    };
+    let is_missing = |status: &KvClusterStatus| {
+        because(status, "QuorumHealthy", "MembersMissing") && names_it(status, "QuorumHealthy")
+    };
+    trial.told(&format!("{stopped} is missing"), |_, status| is_missing(status)).await;
     store.patch(json!({"recovery": {"forceLeader": "demo-0", "acceptDataLossAtEpoch": before.epoch}})).await;
-    store.wait("it is missing", 30, |_, status| because(status, "QuorumHealthy", "MembersMissing")).await;
+    eventually("the leader records that it is far behind", 30, || async {
+        let told = store.node_status(leader).await?;
+        let members = told["members"].as_array().into_iter().flatten();
+        let lag = members.filter(|member| member["name"] == **stopped).find_map(|member| member["lag"].as_u64());
+        if lag > Some(FAR_BEHIND) { Ok(()) } else { Err(format!("{lag:?}")) }
+    })
+    .await;
+    let lags = |status: &KvClusterStatus| because(status, "Degraded", "MemberLagging") && names_it(status, "Degraded");
+    trial.told(&format!("{stopped} lags"), |_, status| lags(status)).await;
     kv_tests::pass(NOBODY_LEADS).await;
     let after = store.status().await;
     assert_eq!((&after.cluster_id, after.epoch), (&before.cluster_id, before.epoch), "nothing was recovered");

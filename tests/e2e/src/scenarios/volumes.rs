@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 
+use crate::kept::Kept;
 use crate::scenario::{Report, Target};
 use crate::store::{NAME, Store, because, is};
 use crate::suite::Suite;
@@ -21,6 +22,7 @@ pub(crate) async fn lost_on_a_follower(suite: Arc<Suite>, name: &'static str) ->
     let pod = trial.store.follower().await;
     replaced(&trial.store, &pod).await;
     trial.close(120, Target::Planned).await;
+    trial.store.describes(&["VoterRemoved", "VoterAdded"]).await;
     trial.end().await
 }
 
@@ -50,25 +52,24 @@ pub(crate) async fn full_and_grown(suite: Arc<Suite>, name: &'static str) -> Rep
     let mut trial = Trial::start(&suite, name, json!({"storage": {"size": "300Mi"}})).await;
     let before = trial.store.lives().await;
     trial.open().await;
-    fill(&trial.store).await;
+    let kept = fill(&trial.store).await;
     let full = trial.load.counted().await.failures;
     trial.store.patch(json!({"storage": {"size": "600Mi"}})).await;
     trial.load.flows(120).await;
     trial.close(120, Target::Outage).await;
+    kept.are_there().await;
     assert!(full.contains_key("storage_full"), "the client was told: {full:?}");
     assert_eq!(trial.store.lives().await, before, "no pod was restarted");
     trial.end().await
 }
 
 /// Until a write is refused for want of room.
-async fn fill(store: &Store) {
-    let body = json!({"value": "x".repeat(FILLING_BYTES)}).to_string();
+async fn fill(store: &Store) -> Kept {
+    let mut kept = Kept::new(store);
     for n in 0..FILLINGS_MAX {
-        let (pod, path) = (format!("{NAME}-0:8000"), format!("key/filling-{n}"));
-        let answer = store.kube.pod_http("PUT", &store.namespace, &pod, &path, body.clone().into_bytes()).await;
-        match answer {
-            Ok(_) => {}
-            Err(said) if said.starts_with("507") => return,
+        match kept.put(format!("filling-{n}"), format!("{n}: {}", "x".repeat(FILLING_BYTES))).await {
+            Ok(()) => {}
+            Err(said) if said.starts_with("507") => return kept,
             Err(said) => panic!("a write is refused for want of room alone: {said}"),
         }
     }
