@@ -23,9 +23,10 @@
 //! within a bound everything must be well again. A broken promise is a panic, caught and told with its seed.
 //!
 //! Reading order: this file, [`world`], [`node`], [`watch`]; then [`disk`], [`network`], [`faults`],
-//! [`clients`], [`admin`], [`recovery`], [`tuning`].
+//! [`beside`], [`clients`], [`admin`], [`recovery`], [`tuning`].
 
 mod admin;
+mod beside;
 mod clients;
 mod clock;
 mod coverage;
@@ -148,7 +149,7 @@ impl World {
     fn all_are_level(&self) -> bool {
         let newest = self.watch.committed();
         let is_level = |process: &node::Process| process.view.serves && process.applied().0 + 20 >= newest;
-        let all_run = self.processes().count() == self.nodes.len();
+        let all_run = self.processes().count() == self.shape.nodes;
         all_run && self.processes().all(is_level) && self.are_of_one_group()
     }
 

@@ -509,6 +509,10 @@ pub enum Note {
     Quarantined {
         reason: String,
     },
+    /// Another process runs as this member; this one stays out until it is started again.
+    Superseded {
+        reason: String,
+    },
     Refilled,
     MemberReplaced {
         old: MemberId,

@@ -184,6 +184,10 @@ mutants! {
     AcceptRestoredVolume,
     /// A second start of one incarnation is refused.
     AcceptCopiedVolume,
+    /// Nothing counts that a member says as another start than the one accepted last.
+    CountRefusedStart,
+    /// Who learns that another process of its member was accepted after it stays out until it is started again.
+    SupersededComesBack,
     /// A member neither votes nor acknowledges before it has shown itself to a majority.
     ActUnshown,
     /// What was seen of a member is durable before it is accepted.

@@ -15,6 +15,7 @@ mod progress;
 mod reads;
 mod replacement;
 mod report;
+mod rival;
 mod settle;
 mod transfer;
 mod writes;
@@ -66,6 +67,10 @@ pub struct Replica {
     leader_fell_silent: bool,
     /// A majority of voters accepted what this member showed of itself since its start.
     shown_to: BTreeSet<MemberId>,
+    /// Members that have ever accepted this start.
+    accepted_by: BTreeSet<MemberId>,
+    /// Another process of this member was accepted after this one.
+    superseded: bool,
     persist: PersistQueue,
     clock: EntryClock,
     /// Told to lead at start, or deposed by no other leader: campaigns until somebody leads.
@@ -261,6 +266,8 @@ impl Replica {
             leader_heard: Heard::default(),
             leader_fell_silent: false,
             shown_to: BTreeSet::new(),
+            accepted_by: BTreeSet::new(),
+            superseded: false,
             persist: PersistQueue::default(),
             clock: EntryClock { ts_ms: state.last_ts_ms(), at_mono_ms: now.mono_ms },
             state,

@@ -29,6 +29,7 @@ pub(crate) fn log(note: Note) {
             tracing::info!(%id, voters = names.join(","), "configuration in force");
         }
         Note::Quarantined { reason } => tracing::warn!(reason, "quarantined: serves nothing until it is refilled"),
+        Note::Superseded { reason } => tracing::error!(reason, "quarantined until the next start"),
         Note::Refilled => tracing::info!("refilled: out of quarantine"),
         Note::MemberReplaced { old, new } => tracing::info!(%old, %new, "replaced a member that lost its volume"),
     }

@@ -142,6 +142,9 @@ impl World {
         if self.shape.emphasis == Emphasis::Storms && self.random.percent(60) {
             return self.order(index, Order::Lead, Request::Lead { target: None });
         }
+        if self.has_copy() {
+            return self.meddle_with_leadership(leader, index);
+        }
         match self.random.below(20) {
             0..4 => self.register_strangers(30),
             4..7 => {
@@ -162,6 +165,18 @@ impl World {
         self.watch_hand_overs();
     }
 
+    /// The group's voters stay who they are.
+    fn meddle_with_leadership(&mut self, leader: usize, index: usize) {
+        match self.random.below(6) {
+            0..2 => self.order(index, Order::Lead, Request::Lead { target: None }),
+            2 => self.lead_by_target(index),
+            3 => self.lead_wrongly(index),
+            4 => self.order(leader, Order::HandOver, Request::HandOver),
+            _ => self.change_settings(leader),
+        }
+        self.watch_hand_overs();
+    }
+
     /// While the change before may still be under way.
     fn promote_another_soon(&mut self) {
         if self.profile == Profile::Tight {
@@ -173,7 +188,7 @@ impl World {
     }
 
     pub(crate) fn promote(&mut self, index: usize) {
-        if let Some(leader) = self.leader() {
+        if let Some(leader) = self.leader().filter(|_| !self.has_copy()) {
             self.add(leader.node, index, Order::Voter);
         }
     }

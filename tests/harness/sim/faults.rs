@@ -23,6 +23,8 @@ const CALLS_MAX: u64 = 40;
 /// What a slow disk takes longer, and how long it is slow.
 const SLOW_DISK_US: u64 = 150_000;
 const SLOW_US: u64 = 2_000_000;
+/// Of the trouble in a world of copies.
+const PLANS_COPY_PERCENT: u64 = 40;
 /// About as much as one line.
 const LINE_BYTES: usize = 100;
 
@@ -31,7 +33,7 @@ const PUT_BACK_TRIES_MAX: u64 = 40;
 /// A node that starts, and is heard, within this time has perhaps learned nothing new.
 const SHORT_START_US: u64 = 120_000;
 /// Within this time all voters know what a member has promised and made durable.
-const HEARSAY_US: u64 = 800_000;
+pub(crate) const HEARSAY_US: u64 = 800_000;
 
 #[derive(Debug, Default)]
 pub(crate) struct Faults {
@@ -58,6 +60,13 @@ impl World {
             return self.rot_somebody();
         }
         let index = self.random.index(self.shape.nodes);
+        if self.shape.copies && (self.has_copy() || self.random.percent(PLANS_COPY_PERCENT)) {
+            return self.trouble_with_copies(index);
+        }
+        self.trouble(index);
+    }
+
+    pub(crate) fn trouble(&mut self, index: usize) {
         if self.shape.emphasis == Emphasis::Volumes && self.random.percent(30) {
             return self.meddle_with_volumes(index);
         }
@@ -86,6 +95,21 @@ impl World {
         }
     }
 
+    /// What everybody knows of a member, everybody goes on knowing.
+    pub(crate) fn trouble_without_crashes(&mut self, index: usize) {
+        match self.random.below(12) {
+            0 => self.pause(index),
+            1..4 => self.cut_something(index),
+            4..6 => self.heal_network(),
+            6 => self.change_weather(),
+            7 => self.break_a_connection(),
+            8 => self.slow_disk(index),
+            9 => self.jump_wall_clock(index),
+            10 => self.compact_here(index),
+            _ => self.back_up(index),
+        }
+    }
+
     fn meddle_with_volumes(&mut self, index: usize) {
         match self.random.below(8) {
             0 => self.damage(index),
@@ -101,6 +125,7 @@ impl World {
     pub(crate) fn end_faults(&mut self) {
         self.faults.is_over = true;
         self.admin.repairs = true;
+        self.stop_copies();
         self.network.heal();
         self.network.weather = Weather::Calm;
         for index in 0..self.nodes.len() {
@@ -109,18 +134,26 @@ impl World {
             node.paused_until_us = node.paused_until_us.min(self.now_us);
             node.volume.disk.set_room(None);
             node.volume.disk.disarm();
-            if node.process.is_none() {
+            if node.process.is_none() && index < self.shape.nodes {
                 self.at(self.now_us, Event::Start(index));
             }
         }
     }
 
-    fn heal_some(&mut self) {
+    pub(crate) fn faults_are_over(&self) -> bool {
+        self.faults.is_over
+    }
+
+    pub(crate) fn hold_faults_until(&mut self, until_us: u64) {
+        self.faults.hold_until_us = until_us;
+    }
+
+    pub(crate) fn heal_some(&mut self) {
         self.network.heal();
         self.network.weather = Weather::Calm;
     }
 
-    fn crash(&mut self, index: usize) {
+    pub(crate) fn crash(&mut self, index: usize) {
         if self.nodes[index].process.is_none() {
             return;
         }
@@ -273,9 +306,17 @@ impl World {
         self.start_later(index);
     }
 
+    pub(crate) fn slow_others(&mut self, index: usize) {
+        for other in (0..self.shape.nodes).filter(|other| *other != index) {
+            self.nodes[other].disk_delay_us = SLOW_DISK_US;
+            self.at(self.now_us + SLOW_US, Event::Rejoin(other));
+        }
+    }
+
     /// Another volume takes the place of the node's own.
     pub(crate) fn bury(&mut self, index: usize, volume: Volume) {
         let old = std::mem::replace(&mut self.nodes[index].volume, volume);
+        self.watch_put_back(index);
         self.watch.bury(old.ledger);
     }
 
@@ -381,7 +422,7 @@ impl World {
 
     /// No other volume has gone since: `volumes_last_until_us`.
     pub(crate) fn worsen(&mut self, index: usize) {
-        let Some(leader) = self.leader().filter(|_| !self.faults.is_over) else { return };
+        let Some(leader) = self.leader().filter(|_| !self.faults.is_over && !self.has_copy()) else { return };
         let Some(member) = self.nodes[index].process.as_ref().map(|process| process.member) else { return };
         if self.is_one_of_many(leader, member) {
             self.damage_volume(index);
@@ -389,14 +430,20 @@ impl World {
         }
     }
 
-    /// While it runs: after a crash nobody knows what the disk holds of what was under way.
-    fn save_volume(&mut self, index: usize) {
+    /// As a loss of power would leave the volume now.
+    pub(crate) fn image_of(&self, index: usize) -> Option<Volume> {
         let volume = &self.nodes[index].volume;
         if self.running(index).is_none() || volume.ledger.member().is_none() || volume.ledger.is_damaged {
-            return;
+            return None;
         }
-        let saved = Volume { disk: volume.disk.image(Crash::PowerLosesAll), ledger: volume.ledger.clone() };
-        saved.disk.set_room(None);
+        let image = Volume { disk: volume.disk.image(Crash::PowerLosesAll), ledger: volume.ledger.clone() };
+        image.disk.set_room(None);
+        Some(image)
+    }
+
+    /// While it runs: after a crash nobody knows what the disk holds of what was under way.
+    pub(crate) fn save_volume(&mut self, index: usize) {
+        let Some(saved) = self.image_of(index) else { return };
         if self.faults.saved.len() < 4 {
             self.faults.saved.push((index, saved));
         } else {
@@ -444,6 +491,17 @@ impl World {
         if is_tight { saved.rposition(fits) } else { saved.position(fits) }
     }
 
+    /// A copy of this volume that each voter knows to be older, also than what runs now.
+    pub(crate) fn take_outdated_copy(&mut self, index: usize) -> Option<Volume> {
+        let ledger = &self.nodes[index].volume.ledger;
+        let fits = |(of, saved): &(usize, Volume)| {
+            let is_older = saved.ledger.member() == ledger.member() && saved.ledger.is_behind(ledger);
+            *of == index && is_older && !self.was_alone(&saved.ledger) && self.is_outdated(&saved.ledger)
+        };
+        let at = self.faults.saved.iter().rposition(fits)?;
+        Some(self.faults.saved.swap_remove(at).1)
+    }
+
     /// A copy of the only voter has nobody to ask: `docs/correctness.md`, *What escapes*.
     fn was_alone(&self, ledger: &Ledger) -> bool {
         self.voters_of_volume(ledger).len() == 1
@@ -455,7 +513,8 @@ impl World {
     fn is_outdated(&self, copy: &Ledger) -> bool {
         let newest = EntryId(self.watch.committed());
         let voters = self.voters_of_volume(copy);
-        let others = self.nodes.iter().filter(|node| node.volume.ledger.member() != copy.member());
+        let nodes = &self.nodes[..self.shape.nodes];
+        let others = nodes.iter().filter(|node| node.volume.ledger.member() != copy.member());
         let mut asked =
             others.filter(|node| node.volume.ledger.member().is_some_and(|member| voters.contains(&member)));
         asked.all(|node| node.process.as_ref().is_some_and(|process| process.applied() == newest))
@@ -473,11 +532,9 @@ impl World {
             return;
         };
         let (_, saved) = self.faults.saved.swap_remove(at);
-        let member = saved.ledger.member().expect("only what is of a member is saved");
         self.coverage.count(Reached::VolumeRestored);
         self.tell(index, format_args!("gets an older volume"));
         self.part(index, Crash::Power);
-        self.watch_put_back(member);
         self.slow_somebody();
         self.bury(index, saved);
         self.start_later(index);
@@ -494,6 +551,10 @@ impl World {
 
     /// The node's volume may go: the others are a majority without it, and one that has everything.
     pub(crate) fn is_spare(&self, index: usize) -> bool {
+        !self.has_copy() && self.can_be_spared(index)
+    }
+
+    pub(crate) fn can_be_spared(&self, index: usize) -> bool {
         let Some(member) = self.nodes[index].process.as_ref().map(|process| process.member) else { return false };
         self.whole_group().is_some_and(|leader| self.is_one_of_many(leader, member))
     }

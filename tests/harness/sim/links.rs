@@ -12,6 +12,10 @@ use super::world::{Event, World};
 
 /// Between two attempts, jittered.
 const BACK_OFF_US: (u64, u64) = (20_000, 400_000);
+/// After a connection that lived long enough, or else: two processes of one member push each other out.
+const AT_ONCE_US: (u64, u64) = (100, 3_000);
+const BACK_OFF_UNSTABLE_US: (u64, u64) = (10_000, 80_000);
+const STABLE_US: u64 = 1_000_000;
 
 /// What became of an attempt.
 enum Dialed {
@@ -96,7 +100,7 @@ impl World {
             }
             self.disconnect(open); // a new process takes the place of an old one
         }
-        let id = self.network.open(ends);
+        let id = self.network.open(self.now_us, ends);
         for ([me, peer], hello) in [(ends, their_hello), ([ends[1], ends[0]], my_hello)] {
             let Some(process) = self.process(me.place) else { continue };
             process.connections.insert(peer.member, id);
@@ -108,17 +112,28 @@ impl World {
         Dialed::Connected
     }
 
+    /// Who is superseded wants nobody any more.
+    pub(crate) fn hang_up(&mut self, place: Place) {
+        let Some(process) = self.process(place) else { return };
+        process.peers.clear();
+        let connections: Vec<ConnectionId> = process.connections.values().copied().collect();
+        connections.into_iter().for_each(|connection| self.disconnect(connection));
+    }
+
     /// Both ends learn of it, each by itself.
     pub(crate) fn disconnect(&mut self, id: ConnectionId) {
         let Some(connection) = self.network.close(id) else { return };
-        let [one, other] = connection.ends;
+        let (opened_us, [one, other]) = (connection.opened_us, connection.ends);
         for (me, peer) in [(one, other), (other, one)] {
             self.watch_disconnected(me.place, peer.member);
             let Some(process) = self.process(me.place) else { continue };
             process.connections.remove(&peer.member);
             if process.peers.iter().any(|wanted| wanted.member_id == peer.member) {
                 process.lost.insert(peer.member);
-                let at_us = self.now_us + self.random.between(100, 3_000);
+                let lived_us = self.now_us - opened_us;
+                let (least_us, most_us) =
+                    if lived_us < STABLE_US && self.shape.copies { BACK_OFF_UNSTABLE_US } else { AT_ONCE_US };
+                let at_us = self.now_us + self.random.between(least_us, most_us);
                 self.dial_at(me.place, peer.member, at_us);
             } else {
                 self.tell_lost(me.place, peer.member);

@@ -34,6 +34,7 @@ pub(crate) struct End {
 #[derive(Debug)]
 pub(crate) struct Connection {
     pub(crate) ends: [End; 2],
+    pub(crate) opened_us: u64,
     /// When the last message to each end arrives.
     last_arrival_us: [u64; 2],
 }
@@ -81,10 +82,10 @@ impl Default for Network {
 }
 
 impl Network {
-    pub(crate) fn open(&mut self, ends: [End; 2]) -> ConnectionId {
+    pub(crate) fn open(&mut self, now_us: u64, ends: [End; 2]) -> ConnectionId {
         let id = ConnectionId(self.next);
         self.next += 1;
-        self.connections.insert(id, Connection { ends, last_arrival_us: [0; 2] });
+        self.connections.insert(id, Connection { ends, opened_us: now_us, last_arrival_us: [0; 2] });
         id
     }
 

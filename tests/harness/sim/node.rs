@@ -32,7 +32,7 @@ use self::scrubbing::Rot;
 pub(crate) use self::snapshots::Transfers;
 use super::clock::Clock;
 use super::disk::SimDisk;
-use super::network::ConnectionId;
+use super::network::{ConnectionId, End};
 use super::watch::Ledger;
 use super::world::Waiter;
 
@@ -67,7 +67,7 @@ pub(crate) enum Happening {
     Step(Input),
     /// As the transport hands it on.
     Received {
-        from: MemberId,
+        from: End,
         message: Message,
     },
     /// A snapshot was received whole.

@@ -203,7 +203,6 @@ impl World {
         self.part(index, Crash::Power);
         volume.disk.set_room(None);
         volume.disk.disarm();
-        volume.ledger.member().into_iter().for_each(|member| self.watch_put_back(member));
         self.bury(index, volume);
         self.start_later(index);
     }
@@ -275,7 +274,7 @@ impl World {
     /// Of one group are all nodes, when all is well.
     pub(crate) fn are_of_one_group(&self) -> bool {
         let cluster = |index: usize| self.nodes[index].volume.ledger.cluster();
-        (1..self.nodes.len()).all(|index| cluster(index) == cluster(0))
+        (1..self.shape.nodes).all(|index| cluster(index) == cluster(0))
     }
 
     /// With the voters that it surely hears, and that count.

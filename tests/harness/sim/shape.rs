@@ -43,6 +43,8 @@ pub(crate) struct Shape {
     pub(crate) is_tuned: bool,
     /// Bits flip under processes that run.
     pub(crate) rots: bool,
+    /// Copies of volumes run beside their originals.
+    pub(crate) copies: bool,
 }
 
 /// Draws of their own, so that seeds without these go the way that they go without them.
@@ -56,7 +58,7 @@ impl Shape {
         let forgets_requests = random.percent(50);
         let mut aside = Random::new(random.clone().draw() ^ ASIDE);
         let loses_majority = voters > 1 && aside.percent(30);
-        Self {
+        let shape = Self {
             nodes: (voters + 2).clamp(4, 6),
             voters,
             is_manual: random.percent(20),
@@ -79,6 +81,14 @@ impl Shape {
             majority_lasts_us: loses_majority.then(|| aside.between(200_000, 4_000_000)),
             is_tuned: aside.percent(30),
             rots: aside.percent(30),
-        }
+            copies: false,
+        };
+        if aside.percent(30) { shape.with_copies(&mut aside) } else { shape }
+    }
+
+    /// Mostly of an even number of voters, where anything may happen to them; one of the voters is not needed.
+    fn with_copies(self, aside: &mut Random) -> Self {
+        let voters = aside.pick(&[3, 4, 4, 4, 5]).expect("not empty");
+        Self { copies: true, voters, nodes: (voters + 2).clamp(4, 6), majority_lasts_us: None, ..self }
     }
 }

@@ -32,6 +32,7 @@ use kv_core::entry::{EntryId, Epoch};
 use kv_core::group::{ClusterId, FEATURE_LEVEL, MemberId, Settings};
 use kv_core::state_machine::{Outcome, StateMachine};
 
+use super::beside::VolumeId;
 use super::node::Place;
 
 use evidence::Evidence;
@@ -72,6 +73,9 @@ struct Effect {
 /// The id and version of a key's value from an id on; None: absent.
 type Versions = Vec<(EntryId, Option<(EntryId, u64)>)>;
 
+/// A member of a group, on one volume.
+type Voter = (Option<ClusterId>, VolumeId, MemberId);
+
 pub(crate) struct Watch {
     canon: Vec<Decided>,
     oracle: StateMachine,
@@ -89,8 +93,10 @@ pub(crate) struct Watch {
     without_effect: BTreeSet<u64>,
     /// The line of an id and an epoch, and the epoch of the line before it.
     lines: BTreeMap<(EntryId, Epoch), (Line, Epoch)>,
-    leaders: BTreeMap<Epoch, MemberId>,
-    votes: BTreeMap<(Option<ClusterId>, MemberId, Epoch), MemberId>,
+    /// Processes: a copy of a volume would lead under the same member id.
+    leaders: BTreeMap<Epoch, Place>,
+    /// For a candidate on one volume.
+    votes: BTreeMap<(Voter, Epoch), (MemberId, VolumeId)>,
     applied_here: BTreeMap<Place, EntryId>,
     rules: Rules,
     evidence: Evidence,

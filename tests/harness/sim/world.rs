@@ -9,6 +9,7 @@ use kv_core::group::{MemberId, NodeName};
 use kv_node::driver::Fetch;
 
 use super::admin::{Admin, Order};
+use super::beside::Beside;
 use super::clients::{Clients, Delivery};
 use super::clock::Clock;
 use super::coverage::Coverage;
@@ -56,6 +57,9 @@ pub(crate) enum Event {
     Fault,
     /// All sealed files of a node are gone through.
     Scrub(Place),
+    /// A copy is to run beside its original; how often that was tried.
+    StartCopy(u64),
+    StopCopy(u64),
     /// A node whose running process has found damage is to fall.
     Worsen(usize),
     PutBack {
@@ -88,6 +92,7 @@ pub(crate) struct World {
     pub(crate) admin: Admin,
     pub(crate) faults: Faults,
     pub(crate) recovery: Recovery,
+    pub(crate) beside: Beside,
     pub(crate) watch: Watch,
     pub(crate) coverage: Coverage,
     pub(crate) trace: Trace,
@@ -130,6 +135,7 @@ impl World {
             admin: Admin::default(),
             faults: Faults::default(),
             recovery: Recovery::default(),
+            beside: Beside::default(),
             shape,
             now_us: 0,
             random,
@@ -169,6 +175,7 @@ impl World {
         self.nodes.iter().filter_map(|node| node.process.as_ref())
     }
 
+    /// Of the original, when a copy runs beside it.
     pub(crate) fn place_of(&self, member: MemberId) -> Option<Place> {
         self.processes().find(|process| process.member == member).map(|process| process.place)
     }
@@ -220,6 +227,8 @@ impl World {
             Event::Promote(index) => self.promote(index),
             Event::Fault => self.fault(),
             Event::Scrub(place) => self.scrub(place),
+            Event::StartCopy(tries) => self.start_copy(tries),
+            Event::StopCopy(number) => self.stop_copy(number),
             Event::Worsen(index) => self.worsen(index),
             Event::PutBack { index, tries } => self.put_back(index, tries),
         }

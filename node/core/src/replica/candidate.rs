@@ -183,7 +183,8 @@ impl Replica {
     /// A campaign by time-out means nothing to a voter that hears its leader (Raft thesis, 4.2.3).
     fn heeds(&self, now: Now, from: MemberId, request: &VoteRequest) -> bool {
         let undisturbed = self.leader_is_alive(now) && self.leader != Some(from);
-        request.kind == VoteKind::Directed || !undisturbed || mutant::on(Mutant::VoteWhileLed)
+        let is_due = request.kind == VoteKind::Directed || !undisturbed || mutant::on(Mutant::VoteWhileLed);
+        is_due && !self.is_refused(from)
     }
 
     fn would_vote(&self, now: Now, from: MemberId, request: &VoteRequest) -> bool {
@@ -209,6 +210,9 @@ impl Replica {
         }
         if !reply.granted && reply.epoch > self.epoch() {
             return self.on_refused_by_later_epoch(now, from, &reply);
+        }
+        if reply.granted && self.is_refused(from) {
+            return;
         }
         let last = self.log.last();
         let Role::Candidate(candidate) = &mut self.role else { return };

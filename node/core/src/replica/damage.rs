@@ -63,7 +63,7 @@ impl Replica {
 
     /// Repeated with every look for silence: it may be lost, or end below what is committed here.
     pub(super) fn ask_for_snapshot(&mut self) {
-        if let Some(leader) = self.leader.filter(|_| self.needs_snapshot && !self.installing) {
+        if let Some(leader) = self.leader.filter(|_| self.needs_snapshot && !self.installing && !self.superseded) {
             let ack = self.ack(Round::default(), AppendResult::NeedSnapshot);
             self.when_durable(Then::Send(leader, Message::AppendAck(ack)));
         }

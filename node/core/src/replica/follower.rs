@@ -23,7 +23,8 @@ pub(super) struct Follower {
 impl Replica {
     pub(super) fn on_heartbeat(&mut self, now: Now, from: MemberId, heartbeat: Heartbeat) {
         let (epoch, applied, leaving) = (heartbeat.epoch, heartbeat.applied, heartbeat.leaving);
-        let lead = heartbeat.lead.clone();
+        self.refuse_again(from);
+        let lead = heartbeat.lead.clone().filter(|_| !self.is_refused(from));
         if let Role::Leader(leader) = &mut self.role
             && let Some(progress) = leader.progress.get_mut(&from)
         {
@@ -140,6 +141,9 @@ impl Replica {
             let ack = self.ack(append.round, AppendResult::NeedSnapshot);
             let ack = AppendAck { epoch: append.epoch, ..ack };
             return self.send(from, Message::AppendAck(ack));
+        }
+        if self.superseded || self.is_refused(from) {
+            return;
         }
         if !self.follow(now, from, append.epoch) {
             return self.send_epoch_hint(from);

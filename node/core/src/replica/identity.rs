@@ -74,18 +74,13 @@ impl Replica {
     }
 
     /// Accepts what a voter shows, durably, or tells it that this is older than what was seen before.
-    fn judge(&mut self, from: MemberId, hello: &Hello) {
+    pub(super) fn judge(&mut self, from: MemberId, hello: &Hello) {
         // Also of one who is no voter as far as is known here: it may be by an entry that only it has yet,
         // and may be needed to commit that entry.
         if hello.cluster_id.is_none() || hello.cluster_id != self.hard.cluster_id {
             return;
         }
-        let shown = Seen {
-            incarnation: hello.incarnation,
-            start_id: hello.start_id,
-            promise: hello.promise.epoch,
-            durable: hello.durable,
-        };
+        let shown = shown_by(hello);
         if let Some(seen) = self.hard.seen.get(&from).copied()
             && let Some(reason) = staleness(&seen, &shown)
         {
@@ -157,13 +152,26 @@ impl Replica {
     /// What was shown, or its acceptance, may have been lost, or have come before the receiver knew this
     /// member for a voter.
     pub(super) fn show_again(&mut self) {
-        if self.hard.cluster_id.is_some() && self.hard.quarantine.is_none() && !self.is_shown() {
-            self.show_to_all();
+        if self.hard.cluster_id.is_none() || self.hard.quarantine.is_some() {
+            return;
         }
         // One of the two may have become a member of its group since they met.
         let strangers = self.peers.iter().filter(|(id, peer)| peer.connected && self.is_of_another_group(**id));
         let strangers: Vec<MemberId> = strangers.map(|(id, _)| *id).collect();
         strangers.into_iter().for_each(|stranger| self.show_to(stranger, Answer::Wanted));
+        if !self.is_shown() {
+            return self.show_to_all();
+        }
+        // Whoever has not accepted this start may go by another one, and then heeds nothing that this one says: learners, too.
+        let unaware = self.peers.iter().filter(|(id, peer)| peer.connected && self.has_yet_to_accept(**id));
+        let unaware: Vec<MemberId> = unaware.map(|(id, _)| *id).collect();
+        unaware.into_iter().for_each(|peer| self.show_to(peer, Answer::Wanted));
+    }
+
+    fn has_yet_to_accept(&self, peer: MemberId) -> bool {
+        let hello = self.peers.get(&peer).and_then(|peer| peer.hello.as_ref());
+        let is_of_this_group = hello.is_some_and(|hello| hello.cluster_id == self.hard.cluster_id);
+        is_of_this_group && !self.shown_to.contains(&peer)
     }
 
     fn show_to(&mut self, peer: MemberId, answer: Answer) {
@@ -185,6 +193,9 @@ impl Replica {
     /// Late, it may be of a start before this one, and this one a copy that began at the same incarnation.
     pub(super) fn on_accepted(&mut self, from: MemberId, incarnation: u64, start_id: u64) {
         let is_mine = start_id == self.me.start_id || start_id == 0;
+        if is_mine {
+            self.accepted_by.insert(from);
+        }
         if is_mine && incarnation == self.hard.incarnation {
             self.shown_to.insert(from);
         }
@@ -194,7 +205,15 @@ impl Replica {
     /// may have promised in the meantime counts as promised, and its next showing outdoes the last one.
     pub(super) fn on_stale(&mut self, now: Now, from: MemberId, seen: Seen, reason: &str) {
         // It knows this very start: what it refused is a late showing of an earlier one, or a copy's.
-        if seen.start_id == self.me.start_id || !self.configuration().contains(from) {
+        if seen.start_id == self.me.start_id || !self.configuration().contains(from) || self.superseded {
+            return;
+        }
+        // Of what it shows now nothing is stale: this was said of an earlier showing, and comes late.
+        if staleness(&seen, &shown_by(&self.hello())).is_none() {
+            return;
+        }
+        let has_rival = self.has_rival(from, &seen);
+        if !has_rival && self.knows_it_is_stale(&seen) {
             return;
         }
         let name = self.name_of(from).map_or_else(|| from.to_string(), |name| name.to_string());
@@ -207,7 +226,10 @@ impl Replica {
         if seen.promise > self.epoch() || (seen.promise == self.epoch() && knows_none) {
             self.hard.promise = Promise { epoch: seen.promise, candidate: Some(self.me()) };
         }
-        self.persist.take_back_votes();
+        self.persist.take_back_what_counts();
+        if has_rival {
+            return self.give_way_to_rival(from, &seen);
+        }
         self.hard.incarnation = self.hard.incarnation.max(seen.incarnation) + 1;
         let known = self.hard.quarantine.take().filter(|quarantine| !quarantine.may_vote);
         if known.is_none() {
@@ -220,6 +242,14 @@ impl Replica {
         self.persist_state();
     }
 
+    /// Several voters say so, and each says it again: quarantined already, it has outdone that one.
+    fn knows_it_is_stale(&self, seen: &Seen) -> bool {
+        let is_quarantined = self.hard.quarantine.as_ref().is_some_and(|quarantine| !quarantine.may_vote);
+        let Promise { epoch, candidate } = self.hard.promise;
+        let is_promised = seen.promise < epoch || (seen.promise == epoch && candidate.is_some());
+        is_quarantined && seen.incarnation < self.hard.incarnation && is_promised
+    }
+
     /// Never 0, which a release without numbers means.
     pub(super) fn draw_refill_number(&mut self) {
         self.refill_number = self.random.next() | 1;
@@ -227,6 +257,9 @@ impl Replica {
 
     pub(super) fn ask_for_refill(&mut self) {
         let Some(Quarantine { until, .. }) = self.hard.quarantine else { return };
+        if self.superseded {
+            return;
+        }
         if self.refill_number == 0 {
             self.draw_refill_number();
         }
@@ -246,7 +279,7 @@ impl Replica {
     pub(super) fn on_refill_answer(&mut self, now: Now, from: MemberId, epoch: Epoch, number: u64, until: EntryId) {
         let leads = self.leader == Some(from) || mutant::on(Mutant::RefillFromFollower);
         let is_mine = number == self.refill_number || number == 0;
-        if epoch != self.epoch() || !leads || !is_mine {
+        if epoch != self.epoch() || !leads || !is_mine || self.superseded {
             return;
         }
         match &mut self.hard.quarantine {
@@ -323,6 +356,11 @@ impl Replica {
         }
         notes.into_iter().for_each(|(_, note)| self.note(note));
     }
+}
+
+fn shown_by(hello: &Hello) -> Seen {
+    let Hello { incarnation, start_id, promise, durable, .. } = *hello;
+    Seen { incarnation, start_id, promise: promise.epoch, durable }
 }
 
 /// Within one start nothing can be forgotten: what is shown may only have been overtaken on the way. Of

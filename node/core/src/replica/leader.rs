@@ -176,14 +176,15 @@ impl Replica {
         if stale || !matches!(self.role, Role::Leader(_)) {
             return;
         }
+        let unfit = ack.unfit || self.is_refused(from);
         if let AppendResult::Durable(id) = ack.result {
             // What does not count it may lose: a snapshot may end below.
-            self.saw(from, ack.epoch, if ack.unfit { EntryId::ZERO } else { id });
+            self.saw(from, ack.epoch, if unfit { EntryId::ZERO } else { id });
         }
         let Role::Leader(leader) = &mut self.role else { return };
         let Some(progress) = leader.progress.get_mut(&from) else { return };
         progress.storage_full = ack.storage_full;
-        let counts_again = progress.judge_fitness(ack.unfit);
+        let counts_again = progress.judge_fitness(unfit);
         if ack.result != AppendResult::NeedSnapshot {
             progress.acked_round = progress.acked_round.max(ack.round);
         }
@@ -196,7 +197,7 @@ impl Replica {
             }
             AppendResult::Durable(_) => {} // above our log: not an answer to anything we sent
             AppendResult::Mismatch { rejected, hint } => {
-                if ack.unfit {
+                if unfit {
                     // What it acknowledged before it was quarantined, it may have lost.
                     progress.matched = progress.matched.min(hint.id);
                 }

@@ -66,13 +66,19 @@ impl PersistQueue {
     }
 
     /// Votes, and requests for them, that wait for their promise stay: who is quarantined now gives none and asks for none.
-    pub(super) fn take_back_votes(&mut self) {
+    /// What it acknowledges does not count.
+    pub(super) fn take_back_what_counts(&mut self) {
         let is_taken_back = |then: &Then| match then {
             Then::Send(_, Message::VoteRequest(_)) => true,
             Then::Send(_, Message::VoteReply(reply)) => reply.granted,
             _ => false,
         };
         self.waiting.retain(|(_, then)| !is_taken_back(then));
+        for (_, then) in &mut self.waiting {
+            if let Then::Send(_, Message::AppendAck(ack)) = then {
+                ack.unfit = true;
+            }
+        }
     }
 
     /// A cut lowers what appends that are still under way will have made durable.

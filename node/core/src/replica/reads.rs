@@ -162,6 +162,9 @@ impl Replica {
         if epoch > self.epoch() && self.configuration().contains(from) {
             return self.adopt_epoch(now, epoch);
         }
+        if self.is_refused(from) {
+            return;
+        }
         let mine = self.epoch();
         if let Role::Leader(leader) = &mut self.role
             && let Some(progress) = leader.progress.get_mut(&from)

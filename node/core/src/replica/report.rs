@@ -48,7 +48,8 @@ impl Replica {
             _ => Vec::new(),
         };
         let voters = self.configuration().voters.iter().filter(|v| v.member_id != me).cloned();
-        let peers: Vec<MemberInfo> = voters.chain(learners).collect();
+        // Who is not alone under its identity leaves the connections to the other one.
+        let peers: Vec<MemberInfo> = voters.chain(learners).filter(|_| !self.superseded).collect();
         if peers != self.announced_peers {
             self.announced_peers.clone_from(&peers);
             self.effects.push(Effect::Peers(peers));

@@ -18,7 +18,8 @@ use super::{Node, World};
 
 #[derive(Default)]
 pub(super) struct Watch {
-    leaders: BTreeMap<(ClusterId, Epoch), MemberId>,
+    /// Which start of which member: a copy of a volume is another leader.
+    leaders: BTreeMap<(ClusterId, Epoch), (MemberId, u64)>,
     /// Every line that anybody ever applied.
     applied: BTreeMap<(ClusterId, EntryId), Bytes>,
     /// How far each node's present start has applied.
@@ -47,7 +48,7 @@ impl World {
         let Some(cluster) = node.disk.hard.cluster_id.clone() else { return };
         let view = replica.view(now);
         if view.role == Role::Leader {
-            let me = node.disk.hard.member_id;
+            let me = (node.disk.hard.member_id, node.start_id);
             let first = *self.watch.leaders.entry((cluster.clone(), view.epoch)).or_insert(me);
             assert_eq!(first, me, "two leaders in epoch {}", view.epoch);
         }

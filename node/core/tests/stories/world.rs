@@ -42,6 +42,8 @@ pub(crate) struct World {
     window: Option<usize>,
     /// Nodes that run a release of an older feature level.
     older: BTreeSet<String>,
+    /// Which node holds the connection of a member with another node: the last that opened one.
+    held_by: BTreeMap<(String, MemberId), String>,
     /// Some: that a snapshot has arrived, its sender learns when a story says so.
     reports: Option<Vec<(String, Input)>>,
     out: String,
@@ -103,6 +105,7 @@ impl World {
             ["tick", ms] => self.advance(ms.parse().expect("milliseconds")),
             ["cut", name] => self.cut_off(name),
             ["cut-way", from, to] => drop(self.cut.insert((from.into(), to.into()))),
+            ["heal-way", from, to] => drop(self.cut.remove(&(from.into(), to.into()))),
             ["heal"] => self.heal(),
             ["crash", name] => self.crash(name),
             ["crash-after", name, ops, entries] => {
@@ -148,6 +151,7 @@ impl World {
                 let from = self.nodes[from].disk.hard.member_id;
                 self.step(to, Input::Received { from, message: Message::Append(append) });
             }
+            ["reconnect", name] => self.connect(name),
             ["late-acceptance", to, from, incarnation, start] => {
                 let from = self.nodes[from].disk.hard.member_id;
                 let number = |text: &str| text.parse().expect("a number");
@@ -217,7 +221,10 @@ impl World {
             let hellos = (self.hello(name), self.hello(&other));
             if let (false, (Some(mine), Some(theirs))) = (cut, hellos)
                 && (mine.cluster_id == theirs.cluster_id || mine.cluster_id.is_none() || theirs.cluster_id.is_none())
+                && mine.member_id != theirs.member_id
             {
+                self.held_by.insert((other.clone(), mine.member_id), name.into());
+                self.held_by.insert((name.into(), theirs.member_id), other.clone());
                 self.step(name, Input::Connected { hello: theirs });
                 self.step(&other, Input::Connected { hello: mine });
             }
@@ -455,6 +462,19 @@ impl World {
         self.nodes.iter().find(|(_, node)| found(node)).map(|(name, _)| name.clone())
     }
 
+    fn reached_by(&self, from: &str, member: MemberId) -> Option<String> {
+        let is_there = |name: &&String| self.nodes.get(*name).is_some_and(|node| node.replica.is_some());
+        let held = self.held_by.get(&(from.to_owned(), member)).filter(is_there);
+        held.filter(|name| self.nodes[*name].disk.hard.member_id == member).cloned().or_else(|| self.by_member(member))
+    }
+
+    /// No other process of its member has taken its place.
+    fn holds(&self, name: &str, member: MemberId, at: &str) -> bool {
+        let holder = self.held_by.get(&(at.to_owned(), member));
+        let runs = |holder: &String| self.nodes.get(holder).is_some_and(|node| node.replica.is_some());
+        holder.is_none_or(|holder| holder == name || !runs(holder))
+    }
+
     fn carry_out(&mut self, name: &str, effect: Effect) {
         match effect {
             Effect::Persist { seq, op } => match &mut self.node(name).held {
@@ -467,8 +487,8 @@ impl World {
                 {
                     hello.feature_level = FeatureLevel(0);
                 }
-                if let Some(to) = self.by_member(to) {
-                    let sender = self.nodes[name].disk.hard.member_id;
+                let sender = self.nodes[name].disk.hard.member_id;
+                if let Some(to) = self.reached_by(name, to).filter(|to| self.holds(name, sender, to)) {
                     let parcel = Parcel::Message(message);
                     self.network.send(self.now_ms, Packet { from: name.into(), sender, to, parcel });
                 }

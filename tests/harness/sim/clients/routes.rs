@@ -75,7 +75,8 @@ impl World {
                 process.reads.push((id, Waiter::Call(delivery)));
             }
             Reply::Refused(Refusal::NotLeader { leader }) if delivery.via.is_none() => {
-                match leader.and_then(|leader| self.place_of(leader)).filter(|leader| *leader != place) {
+                let holds = |leader| self.end_of(place, leader).or_else(|| self.place_of(leader));
+                match leader.and_then(holds).filter(|leader| *leader != place) {
                     Some(leader) => self.forward(place, delivery, leader),
                     None => self.give_answer(delivery, Answer::NotTaken),
                 }

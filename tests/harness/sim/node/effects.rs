@@ -94,14 +94,15 @@ impl World {
             }
             // Lines are lines, whoever asks: the log answers, the replica has no part in it.
             Happening::Received { from, message: Message::LinesRequest { first, last } } => {
-                self.lend_lines(place, from, first, last);
+                self.lend_lines(place, from.member, first, last);
             }
             Happening::Received { from, message: Message::Lines { entries, .. } } => {
-                self.lines_lent(place, from, entries);
+                self.lines_lent(place, from.member, entries);
             }
             Happening::Received { from, message } => {
                 self.watch_received(place, from, &message);
-                let stranger = self.watch_stranger(place, from);
+                let stranger = self.watch_stranger(place, from.member);
+                let from = from.member;
                 let undisturbed = self.watch_disturbed(place, from, &message);
                 let leads_in = leads_in(&message);
                 self.step(place, Input::Received { from, message });
@@ -154,7 +155,7 @@ impl World {
         self.trace.message(&message);
         let Some(open) = self.network.get(connection) else { return };
         let (from, to) = (open.other(open.other(place).place), open.other(place));
-        if self.network.is_cut(from.place.node, to.place.node) {
+        if self.network.is_cut(from.place.node, to.place.node) || self.is_lost_beside_copies(&message) {
             self.coverage.count(Reached::MessageLost);
             return;
         }
@@ -178,7 +179,7 @@ impl World {
     pub(crate) fn deliver(&mut self, packet: Packet) {
         let Packet { connection, from, to, message } = packet;
         if self.network.is_open(connection) && !self.network.is_cut(from.place.node, to.place.node) {
-            self.arrives(to.place, Happening::Received { from: from.member, message });
+            self.arrives(to.place, Happening::Received { from, message });
         }
     }
 
@@ -212,12 +213,19 @@ impl World {
                 let left = reason.starts_with("damaged");
                 if left {
                     self.watch_left(place);
+                } else if self.is_place_of_copies(place.node) {
+                    self.coverage.count(Reached::CopyRefusedBeside);
                 }
                 self.watch_quarantined(place, None, if left { Log::Whole } else { Log::Doubtful });
                 if left { Reached::LeftForSnapshot } else { Reached::StaleVolumeRefused }
             }
+            Note::Superseded { .. } => {
+                self.watch_quarantined(place, None, Log::Doubtful);
+                return self.note_superseded(place);
+            }
             Note::Refilled => {
                 self.watch_refilled(place);
+                self.note_copy_refilled(place);
                 Reached::Refilled
             }
             Note::MemberReplaced { .. } => Reached::MemberReplaced,

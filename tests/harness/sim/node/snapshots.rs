@@ -43,7 +43,7 @@ impl World {
     }
 
     fn open_transfer(&mut self, from: Place, peer: MemberId, epoch: Epoch) -> Result<(), &'static str> {
-        let to = self.place_of(peer).ok_or("it is not there")?;
+        let to = self.at_its_address(from, peer).ok_or("it is not there")?;
         if !self.network.passes(from.node, to.node) || self.are_strangers(from, to) {
             return Err("no connection");
         }
@@ -69,6 +69,14 @@ impl World {
         self.transfers.insert(number, transfer);
         self.at(self.now_us + 1_000, Event::Piece(number));
         Ok(())
+    }
+
+    /// A snapshot has a connection of its own, to where the member is known to be.
+    fn at_its_address(&self, from: Place, member: MemberId) -> Option<Place> {
+        let sender = self.nodes[from.node].process.as_ref()?;
+        let address = &sender.peers.iter().find(|peer| peer.member_id == member)?.peer_url;
+        let node = self.nodes.iter().find(|node| node.name.as_str() == address)?;
+        node.process.as_ref().filter(|process| process.member == member).map(|process| process.place)
     }
 
     pub(crate) fn piece(&mut self, number: u64) {

@@ -23,7 +23,7 @@ const RESERVE_BYTES: u64 = 600;
 impl World {
     /// Starts the node's process on what its disk holds.
     pub(crate) fn start(&mut self, index: usize) {
-        if self.nodes[index].process.is_some() {
+        if self.nodes[index].process.is_some() || (self.is_place_of_copies(index) && !self.has_copy()) {
             return;
         }
         self.starts += 1;

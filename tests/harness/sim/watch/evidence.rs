@@ -12,6 +12,8 @@ use kv_core::status::Role;
 
 use super::Watch;
 use super::rules::{LEASE_PERCENT, Question};
+use crate::sim::beside::VolumeId;
+use crate::sim::network::End;
 use crate::sim::node::Place;
 use crate::sim::world::World;
 
@@ -23,8 +25,14 @@ const CLOCKS_PERCENT_MAX: u64 = 106;
 /// What has arrived where.
 #[derive(Debug, Default)]
 pub(super) struct Evidence {
-    /// What a member has acknowledged to a leader since it counts, and whether it does.
-    acknowledged: BTreeMap<(Place, Epoch, MemberId), (EntryId, Counts)>,
+    /// What a start of a member has acknowledged to a leader since it counts, and whether it does.
+    acknowledged: BTreeMap<(Place, Epoch, MemberId), (EntryId, Counts, u64)>,
+    /// Whose votes have come to a candidate, and count.
+    votes: BTreeMap<(Place, Epoch), BTreeSet<MemberId>>,
+    /// The start of a member that a process has refused since it showed itself.
+    refused: BTreeMap<(Place, MemberId), u64>,
+    /// Processes that a member which had accepted them has told that it has accepted another since.
+    superseded: BTreeSet<Place>,
     /// Up to where appends of an epoch came to a process.
     covered: BTreeMap<(Place, Epoch), EntryId>,
     /// Up to where a snapshot has replaced the log of a process.
@@ -35,8 +43,8 @@ pub(super) struct Evidence {
     accepted_by: BTreeSet<(Place, MemberId)>,
     /// What was shown to a process, and not answered yet.
     showings: BTreeMap<(Place, MemberId), Vec<Showing>>,
-    /// The last showing that a member accepted of another.
-    accepted: BTreeMap<(MemberId, MemberId), Showing>,
+    /// The last showing that a volume accepted of a member.
+    accepted: BTreeMap<(VolumeId, MemberId), Showing>,
     /// The epoch that a process led in after its last round, and what was committed.
     led: BTreeMap<Place, (Epoch, EntryId)>,
     /// The latest beginning of the time in the log, and when that was.
@@ -87,6 +95,7 @@ impl World {
         if hello.cluster_id.is_none() {
             return; // nothing to accept
         }
+        self.watch.evidence.refused.remove(&(place, hello.member_id));
         let showings = self.watch.evidence.showings.entry((place, hello.member_id)).or_default();
         if showings.len() == SHOWINGS_MAX {
             showings.remove(0); // refused ones are never answered
@@ -94,9 +103,9 @@ impl World {
         showings.push(Showing::of(hello));
     }
 
-    /// A volume that was put back remembers nothing of what it accepted since.
-    pub(crate) fn watch_put_back(&mut self, member: MemberId) {
-        self.watch.evidence.accepted.retain(|(by, _), _| *by != member);
+    /// A volume that is put in the place of another remembers nothing of what that accepted since.
+    pub(crate) fn watch_put_back(&mut self, index: usize) {
+        self.watch.evidence.accepted.retain(|((node, _), _), _| *node != index);
     }
 
     /// What was due has been done: it is not due again at the same time.
@@ -107,15 +116,26 @@ impl World {
         assert!(due_ms > now_ms, "what was due at {due_ms} is not done at {now_ms}");
     }
 
-    pub(super) fn note_evidence(&mut self, place: Place, from: MemberId, message: &Message) {
+    pub(super) fn note_evidence(&mut self, place: Place, end: End, message: &Message) {
+        let (from, start) = (end.member, end.place.start);
+        let is_superseded = self.is_superseded_by(place, from, message);
         let evidence = &mut self.watch.evidence;
+        let is_refused = evidence.refused.get(&(place, from)) == Some(&start);
+        if is_superseded {
+            evidence.superseded.insert(place);
+        }
         match message {
+            Message::VoteReply(VoteReply { granted: true, kind, epoch, .. })
+                if *kind != VoteKind::Pre && !is_refused =>
+            {
+                evidence.votes.entry((place, *epoch)).or_default().insert(from);
+            }
             Message::AppendAck(AppendAck { epoch, result: AppendResult::Durable(id), unfit, .. }) => {
-                let counts = if *unfit { Counts::No } else { Counts::Yes };
-                let known = evidence.acknowledged.entry((place, *epoch, from)).or_insert((*id, counts));
+                let counts = if *unfit || is_refused { Counts::No } else { Counts::Yes };
+                let known = evidence.acknowledged.entry((place, *epoch, from)).or_insert((*id, counts, start));
                 // What was acknowledged before it counted again may be gone with a snapshot that ends below.
-                let before = if known.1 == counts { known.0 } else { EntryId::ZERO };
-                *known = (before.max(*id), counts);
+                let before = if (known.1, known.2) == (counts, start) { known.0 } else { EntryId::ZERO };
+                *known = (before.max(*id), counts, start);
             }
             Message::Append(Append { epoch, prev, entries, .. }) => {
                 let end = entries.last().map_or(prev.id, |entry| entry.id);
@@ -135,8 +155,33 @@ impl World {
         }
     }
 
+    /// `from` had accepted this process, and accepts by now what is newer than it.
+    fn is_superseded_by(&self, place: Place, from: MemberId, message: &Message) -> bool {
+        let Message::Stale { seen, .. } = message else { return false };
+        let Some(process) = self.nodes[place.node].process.as_ref() else { return false };
+        let incarnation = process.replica.status(self.clock_of(place)).incarnation;
+        let was_accepted = self.watch.evidence.accepted_by.contains(&(place, from));
+        was_accepted && seen.start_id != place.start && seen.incarnation > incarnation && self.is_voter(place, from)
+    }
+
+    fn check_not_superseded(&self, place: Place, does: &str) {
+        let is_superseded = self.watch.evidence.superseded.contains(&place);
+        assert!(!is_superseded, "{does}, and knows that another process of its member was accepted after it");
+    }
+
     pub(super) fn check_evidence(&mut self, place: Place, to: MemberId, message: &Message) {
         match message {
+            // What was said of another process may reach this one, which has taken the connection over; and what was said of
+            // an earlier showing may come behind a later one.
+            Message::Stale { seen, .. } => {
+                let last = self.watch.evidence.showings.get(&(place, to)).and_then(|showings| showings.last());
+                let is_outdone = last.is_some_and(|showing| showing.incarnation > seen.incarnation);
+                let end = self.end_of(place, to).filter(|end| end.start != seen.start_id && !is_outdone);
+                if let Some(end) = end {
+                    self.watch.evidence.refused.insert((place, to), end.start);
+                }
+            }
+            Message::VoteRequest(_) => self.check_not_superseded(place, "campaigns"),
             Message::AppendAck(AppendAck { epoch, result: AppendResult::Durable(id), unfit, .. }) => {
                 // What a snapshot holds is committed, and so in the log of whoever leads: it is matched, too.
                 let evidence = &self.watch.evidence;
@@ -146,11 +191,13 @@ impl World {
                 let is_quarantined = self.watch.rules.is_quarantined(place);
                 assert!(*unfit || !is_quarantined, "a quarantined member's acknowledgement up to {id} counts");
                 if !unfit && *id > EntryId::ZERO {
+                    self.check_not_superseded(place, "acknowledges");
                     self.check_shown(place, "acknowledges");
                 }
             }
             Message::HeartbeatAck { .. } => self.check_shown(place, "confirms a leader"),
             Message::VoteReply(VoteReply { granted: true, kind, .. }) if *kind != VoteKind::Pre => {
+                self.check_not_superseded(place, "votes");
                 self.check_shown(place, "votes");
             }
             Message::Accepted { incarnation, start_id } => self.check_accepted(place, to, (*incarnation, *start_id)),
@@ -188,8 +235,7 @@ impl World {
 
     /// Who has accepted one start of a member accepts no older and no second one; and has it on its disk.
     fn check_accepted(&mut self, place: Place, of: MemberId, start: (u64, u64)) {
-        let Some(process) = self.nodes[place.node].process.as_ref() else { return };
-        let key = (process.member, of);
+        let key = (self.volume_of(place), of);
         let Some(showings) = self.watch.evidence.showings.get_mut(&(place, of)) else { return };
         let earlier = self.watch.evidence.accepted.get(&key);
         let is_it = |s: &Showing| (s.incarnation, s.start_id) == start;
@@ -251,6 +297,12 @@ impl World {
         let holds = self.any_configuration(place, |voters| {
             voters.iter().filter(|voter| has_promised(voter)).count() >= majority(voters.len())
         });
+        let votes = self.watch.evidence.votes.get(&(place, epoch));
+        let has_voted = |voter: &MemberId| *voter == me || votes.is_some_and(|votes| votes.contains(voter));
+        let is_voted_for = self.any_configuration(place, |voters| {
+            voters.iter().filter(|voter| has_voted(voter)).count() >= majority(voters.len())
+        });
+        assert!(is_voted_for, "{me} leads in epoch {epoch} without a majority of votes that count");
         assert!(holds && has_promised(&me), "{me} leads in epoch {epoch} without a majority's durable promises");
     }
 
@@ -283,8 +335,8 @@ impl World {
         assert_eq!(of, Some(epoch), "entry {id} is committed by counting, and is of another epoch than its leader's");
         let acknowledged = |voter: &MemberId| match self.watch.evidence.acknowledged.get(&(place, epoch, *voter)) {
             _ if *voter == process.member => ledger.durable.contains_key(&id),
-            Some((up_to, Counts::Yes)) => *up_to >= id,
-            Some((_, Counts::No)) | None => false,
+            Some((up_to, Counts::Yes, _)) => *up_to >= id,
+            Some((_, Counts::No, _)) | None => false,
         };
         let holds = self.any_configuration(place, |voters| {
             voters.iter().filter(|voter| acknowledged(voter)).count() >= majority(voters.len())

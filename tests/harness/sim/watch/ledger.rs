@@ -9,6 +9,7 @@ use kv_core::message::{Promise, Seen};
 use kv_node::wal::Recovered;
 
 use super::Line;
+use super::rules::awaited_in;
 
 /// Of one volume. Lines below the horizon stay in it: what they did, the volume still holds.
 #[derive(Debug, Clone, Default)]
@@ -73,6 +74,18 @@ impl Ledger {
     /// Whether all lines up to `id` are durable here, as they were decided.
     pub(super) fn holds(&self, id: EntryId, canon: impl Fn(EntryId) -> Option<Line>) -> bool {
         (1..=id.0).map(EntryId).all(|id| self.durable.get(&id) == canon(id).as_ref())
+    }
+
+    /// The same volume, and something that it has acknowledged by now is missing in this one.
+    pub(crate) fn is_behind(&self, now: &Self) -> bool {
+        let newest = |ledger: &Self| (ledger.promise.epoch, ledger.last_durable());
+        newest(self) < newest(now)
+    }
+
+    /// That configuration has let go of a voter whose successor does not vote yet.
+    pub(crate) fn awaits_somebody(&self) -> bool {
+        let entries = self.durable.values().rev().filter_map(|line| Entry::decode(line.bytes.clone()).ok());
+        entries.into_iter().find_map(|entry| awaited_in(&entry)).is_some_and(|awaited| awaited > 0)
     }
 
     /// The same volume, and something that it acknowledged since is missing in this one.

@@ -1,7 +1,7 @@
 //! The checks of the logs: what is asked, what is durable, what is sent, what is applied.
 
 use kv_core::command::OperationKind;
-use kv_core::contract::Persist;
+use kv_core::contract::{Persist, View};
 use kv_core::entry::{Body, Control, Entry, EntryId, Epoch};
 use kv_core::group::MemberId;
 use kv_core::message::{AppendAck, AppendResult, Message, Promise, VoteKind, VoteReply};
@@ -48,9 +48,8 @@ impl World {
         if status.role != Role::Leader {
             return;
         }
-        let member = process.member;
-        let first = *self.watch.leaders.entry(status.epoch).or_insert(member);
-        assert_eq!(first, member, "two leaders in epoch {}", status.epoch);
+        let first = *self.watch.leaders.entry(status.epoch).or_insert(place);
+        assert_eq!(first, place, "two leaders in epoch {}", status.epoch);
     }
 
     /// Takes what a replica applied for the first time anywhere into the canon.
@@ -221,10 +220,9 @@ impl World {
         }
         let held = ledger.durable.get(&id);
         assert!(held.is_some(), "{} acknowledges {id}, which is not on its disk", self.nodes[place.node].name);
-        let Some(leader) = self.place_of(to) else { return };
-        let leads = self.nodes[leader.node].process.as_ref().map(|process| &process.view);
-        if leads.is_some_and(|view| view.role == Role::Leader && view.epoch == epoch) {
-            let line = self.nodes[leader.node].volume.ledger.asked.get(&id);
+        let leads = |view: &View| view.role == Role::Leader && view.epoch == epoch;
+        if let Some(leader) = self.processes().find(|process| process.member == to && leads(&process.view)) {
+            let line = self.nodes[leader.place.node].volume.ledger.asked.get(&id);
             assert_eq!(line, held, "an acknowledgement up to {id} of another line than its leader's");
         }
     }
@@ -236,9 +234,13 @@ impl World {
         assert!(is_member, "an uninitialised member votes in epoch {epoch}");
         let is_kept = promised > epoch || (promised == epoch && chosen == Some(candidate));
         assert!(is_kept, "a vote in epoch {epoch} that is not on the disk: {promised}, {chosen:?}");
-        let (member, group) = (process.member, self.nodes[place.node].volume.ledger.cluster().cloned());
-        let first = *self.watch.votes.entry((group, member, epoch)).or_insert(candidate);
-        assert_eq!(first, candidate, "{member} votes twice in epoch {epoch}");
+        let (voter, volume) = (process.member, self.volume_of(place));
+        let group = self.nodes[place.node].volume.ledger.cluster().cloned();
+        let key = ((group, volume, voter), epoch);
+        // Not the candidate's start: a vote that is late may reach a later one, which does not campaign in this epoch.
+        let Some(for_volume) = self.end_of(place, candidate).map(|end| self.volume_of(end)) else { return };
+        let first = *self.watch.votes.entry(key).or_insert((candidate, for_volume));
+        assert_eq!(first, (candidate, for_volume), "{voter} votes twice in epoch {epoch}");
     }
 
     /// A new leader holds everything that was committed in the epochs before its own. (Its votes may have

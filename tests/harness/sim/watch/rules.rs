@@ -15,6 +15,7 @@ use kv_core::status::Role;
 use super::{Line, Watch};
 use crate::sim::admin::Order;
 use crate::sim::clients::{Delivery, Wish};
+use crate::sim::network::End;
 use crate::sim::node::Place;
 use crate::sim::world::{Waiter, World};
 
@@ -105,8 +106,9 @@ impl World {
         (*full, *changes) = (is_full, *changes + 1);
     }
 
-    pub(crate) fn watch_received(&mut self, place: Place, from: MemberId, message: &Message) {
+    pub(crate) fn watch_received(&mut self, place: Place, from: End, message: &Message) {
         self.note_evidence(place, from, message);
+        let from = from.member;
         self.note_standing(place, from, message);
         self.note_leader(place, from, message);
         let rules = &mut self.watch.rules;
@@ -147,7 +149,9 @@ impl World {
 
     /// Who is told to campaign holds the leader's last entry.
     fn check_hand_over(&self, place: Place, to: MemberId) {
-        let Some(target) = self.place_of(to).filter(|target| !self.watch.rules.quarantined.contains_key(target)) else {
+        // Of two processes of one member the message may reach the other.
+        let target = self.end_of(place, to).filter(|_| !self.has_copy());
+        let Some(target) = target.filter(|target| !self.watch.rules.quarantined.contains_key(target)) else {
             return;
         };
         let last = self.nodes[place.node].volume.ledger.asked.last_key_value();
@@ -335,7 +339,8 @@ impl World {
         }
         let limit = process.compaction_limit();
         for voter in self.voters_of(place).into_iter().filter(|voter| *voter != process.member) {
-            let Some(there) = self.place_of(voter).filter(|there| !self.watch.rules.quarantined.contains_key(there))
+            let Some(there) =
+                self.end_of(place, voter).filter(|there| !self.watch.rules.quarantined.contains_key(there))
             else {
                 continue;
             };
@@ -390,7 +395,7 @@ impl Watch {
     }
 }
 
-fn awaited_in(entry: &Entry) -> Option<usize> {
+pub(super) fn awaited_in(entry: &Entry) -> Option<usize> {
     match &entry.body {
         Body::Control(Control::Config(configuration)) => Some(configuration.replacing.len()),
         _ => None,
