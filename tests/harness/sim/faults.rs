@@ -1,5 +1,6 @@
 //! Trouble: what goes wrong, when, and to whom. Each fault is counted where it takes effect. Volumes are
-//! lost, damaged or put back only while the others hold everything: the promises ask for no more.
+//! lost, damaged or put back only while the others hold everything. The promises ask for more: `docs/correctness.md`,
+//! *What is not proved*.
 
 use kv_core::contract::Input;
 use kv_core::entry::EntryId;
