@@ -159,30 +159,35 @@ fn towards(case: Case<'_>, wished: u32, memory: &mut Memory) -> Step {
 /// Nobody leads. With automatic failover the nodes see to it by themselves.
 fn without_leader(case: Case<'_>, memory: &Memory) -> Led {
     let Case { desired, group, .. } = case;
-    let down = |why: &str| Led { step: Step::default(), without_leader: Some(manual_leader_down(desired, why)) };
     let told = match (desired.spec.failover, memory.wish()) {
         // The first assignment; after a loss they elect.
         (Failover::Automatic, Wish::Pod(wished)) if memory.is_new => only(case, wished).unwrap_or_default(),
         (Failover::Automatic, _) => Led::default(),
-        (Failover::Manual, Wish::Pod(wished)) => match (only(case, wished), ahead_of(case, wished)) {
-            (None, _) => down(&format!("{} is the manual leader and cannot lead", desired.identity.pod(wished))),
-            // It was told, and the others did not elect it.
-            (Some(told), Some(ahead)) if memory.asked > 0 => {
-                let why = format!(
-                    "{} is the manual leader, and {ahead} holds entries that it lacks",
-                    desired.identity.pod(wished)
-                );
-                Led { step: told.step, ..down(&why) }
-            }
-            (Some(told), _) => told,
-        },
-        (Failover::Manual, Wish::NoPod) => down("spec.leader names no pod of this cluster, and nobody is told to lead"),
+        (Failover::Manual, Wish::Pod(wished)) => ordered(case, wished, memory),
+        (Failover::Manual, Wish::NoPod) => {
+            let why = "spec.leader names no pod of this cluster, and nobody is told to lead";
+            Led { without_leader: Some(manual_leader_down(desired, why)), ..Led::default() }
+        }
         (Failover::Manual, Wish::Anybody) => most_advanced(desired, group, memory),
     };
     let reason = told
         .without_leader
         .unwrap_or_else(|| Progress::new(Reason::NoLeader, "no node leads with a majority behind it"));
     Led { step: told.step, without_leader: Some(reason) }
+}
+
+/// The manual leader, and nobody else, however long it takes.
+fn ordered(case: Case<'_>, wished: u32, memory: &Memory) -> Led {
+    let name = case.desired.identity.pod(wished);
+    let (told, why) = match (only(case, wished), ahead_of(case, wished)) {
+        (None, _) => (Led::default(), format!("{name} is the manual leader and cannot lead")),
+        // It was told, and the others did not elect it.
+        (Some(told), Some(ahead)) if memory.asked > 0 => {
+            (told, format!("{name} is the manual leader, and {ahead} holds entries that it lacks"))
+        }
+        (Some(told), _) => return told,
+    };
+    Led { step: told.step, without_leader: Some(manual_leader_down(case.desired, &why)) }
 }
 
 /// Only the wished leader is directed; None: it cannot be.

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::faults::{Signal, signal};
 use crate::kube::from_json;
-use crate::load::IMAGE;
+use crate::load::{IMAGE, restricted};
 use crate::store::Store;
 use crate::suite::Suite;
 use crate::waiting::eventually;
@@ -89,11 +89,7 @@ fn carrier(from: &str, to: &str, host: &str) -> Value {
                 "image": IMAGE,
                 "imagePullPolicy": "IfNotPresent",
                 "args": ["copy", "--from", directory("/from"), "--to", directory("/to")],
-                "securityContext": {
-                    "allowPrivilegeEscalation": false,
-                    "readOnlyRootFilesystem": true,
-                    "capabilities": {"drop": ["ALL"]},
-                },
+                "securityContext": restricted(),
                 "volumeMounts": [{"name": "from", "mountPath": "/from"}, {"name": "to", "mountPath": "/to"}],
             }],
             "volumes": [volume("from", from), volume("to", to)],

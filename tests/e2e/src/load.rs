@@ -142,12 +142,17 @@ fn pod(namespace: &str, host: Option<&str>) -> serde_json::Value {
                 "image": IMAGE,
                 "imagePullPolicy": "IfNotPresent",
                 "args": ["load", "--url", format!("http://{NAME}.{namespace}.svc:8000"), "--seed", seed.to_string()],
-                "securityContext": {
-                    "allowPrivilegeEscalation": false,
-                    "readOnlyRootFilesystem": true,
-                    "capabilities": {"drop": ["ALL"]},
-                },
+                "securityContext": restricted(),
             }],
         },
+    })
+}
+
+/// What a namespace that enforces `restricted` asks of a container.
+pub(crate) fn restricted() -> serde_json::Value {
+    json!({
+        "allowPrivilegeEscalation": false,
+        "readOnlyRootFilesystem": true,
+        "capabilities": {"drop": ["ALL"]},
     })
 }

@@ -204,6 +204,12 @@ impl Store {
         }
     }
 
+    /// The budget is used up.
+    pub(crate) async fn evicts_no_other(&self, pod: &str) {
+        let refused = self.evict(pod).await;
+        assert!(refused.as_ref().is_err_and(|said| said.starts_with("429")), "no second one may go: {refused:?}");
+    }
+
     /// The `/status` of a node.
     pub(crate) async fn node_status(&self, pod: &str) -> Result<Value, String> {
         let told = self.kube.pod_get(&self.namespace, &format!("{pod}:8000"), "status").await?;

@@ -20,6 +20,10 @@ pub(crate) struct Trial {
     report: Report,
 }
 
+fn is_led_by_another(status: &KvClusterStatus, former: &str) -> bool {
+    status.leader.as_ref().is_some_and(|leader| leader != former)
+}
+
 impl Trial {
     /// A healthy cluster with this spec in a namespace of its own, and a client on the host of a follower, so that
     /// it survives what befalls the leader's.
@@ -53,8 +57,9 @@ impl Trial {
 
     /// Waits until the status says that leadership has gone to another pod.
     pub(crate) async fn another_leads(&self, former: &str) {
-        let leads = |leader: &Option<String>| leader.as_ref().is_some_and(|leader| leader != former);
-        self.store.wait(&format!("another than {former} leads"), 60, |_, status| leads(&status.leader)).await;
+        self.store
+            .wait(&format!("another than {former} leads"), 60, |_, status| is_led_by_another(status, former))
+            .await;
     }
 
     /// What has just happened is in the status in time. How long it took is noted.
@@ -66,7 +71,7 @@ impl Trial {
     /// The same of a leader that others must have replaced by themselves.
     pub(crate) async fn told_that_another_leads(&mut self, former: &str) {
         let what = format!("another than {former} leads");
-        self.told(&what, |_, status| status.leader.as_ref().is_some_and(|leader| leader != former)).await;
+        self.told(&what, |_, status| is_led_by_another(status, former)).await;
     }
 
     /// Begins to measure.

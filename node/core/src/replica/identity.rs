@@ -228,7 +228,7 @@ impl Replica {
         }
         self.persist.take_back_what_counts();
         if has_rival {
-            return self.give_way_to_rival(from, &seen);
+            return self.give_way_to_rival(&name, &seen);
         }
         self.hard.incarnation = self.hard.incarnation.max(seen.incarnation) + 1;
         let known = self.hard.quarantine.take().filter(|quarantine| !quarantine.may_vote);

@@ -20,8 +20,10 @@ impl Replica {
 
     /// That it was refused may have been lost on the way.
     pub(super) fn refuse_again(&mut self, member: MemberId) {
-        let hello = self.peers.get(&member).and_then(|peer| peer.hello.clone()).filter(|_| self.is_refused(member));
-        if let Some(hello) = hello {
+        if !self.is_refused(member) {
+            return;
+        }
+        if let Some(hello) = self.peers.get(&member).and_then(|peer| peer.hello.clone()) {
             self.judge(member, &hello);
         }
     }
@@ -33,8 +35,7 @@ impl Replica {
     }
 
     /// Its next start outdoes the other one. This start does not: what it shows is a tie at best, and refused.
-    pub(super) fn give_way_to_rival(&mut self, from: MemberId, seen: &Seen) {
-        let name = self.name_of(from).map_or_else(|| from.to_string(), |name| name.to_string());
+    pub(super) fn give_way_to_rival(&mut self, name: &str, seen: &Seen) {
         let incarnation = seen.incarnation;
         let reason = format!(
             "another process of this member: {name} has accepted incarnation {incarnation} beside this one. Stop one of the \
