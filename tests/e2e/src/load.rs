@@ -3,9 +3,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kube::api::{DeleteParams, PostParams};
+use kv_tests::pass;
 use serde::Deserialize;
 use serde_json::json;
 
@@ -19,6 +20,8 @@ const ADDRESS: &str = "client:8080";
 pub(crate) const IMAGE: &str = "kvcluster/kv-e2e-client:e2e";
 /// Successes that show that a load flows.
 const FLOWING: u64 = 100;
+/// Without a success for so long nobody takes writes.
+const RESTING: Duration = Duration::from_secs(2);
 
 /// No two clients of a run ask alike or use the same keys.
 static SEEDS: AtomicU64 = AtomicU64::new(1);
@@ -85,6 +88,17 @@ impl Load {
         eventually("writes go on", seconds, || async {
             let now = self.try_counted().await?;
             if now.written >= before + FLOWING { Ok(()) } else { Err(format!("{now:?}")) }
+        })
+        .await;
+    }
+
+    /// Waits until nothing has been written for a moment, from now on.
+    pub(crate) async fn rests(&self, seconds: u64) {
+        eventually("writes come to an end", seconds, || async {
+            let before = self.try_counted().await?.written;
+            pass(RESTING).await;
+            let now = self.try_counted().await?.written;
+            if now == before { Ok(()) } else { Err(format!("{before} writes, and then {now}")) }
         })
         .await;
     }

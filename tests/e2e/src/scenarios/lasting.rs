@@ -76,6 +76,8 @@ async fn laggard_comes_first(suite: &Suite, trial: &Trial) {
     for pod in &others {
         store.delete_pod(pod, &at_once).await;
     }
+    // Their processes go on for a moment when the API has forgotten them.
+    trial.load.rests(30).await;
     suite.faults.uncordon(&suite.kube, &hosts[&laggard]).await;
     eventually("the first pod answers", 60, || store.node_status(&laggard)).await;
     let written = trial.load.counted().await.written;
