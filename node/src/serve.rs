@@ -205,6 +205,8 @@ async fn heal(
     let peers = peers.into_std().map_err(refused)?;
     let lent = TcpListener::from_std(peers.try_clone().map_err(refused)?).map_err(refused)?;
     let ailing = driver::heal(ailing, lent, config.auth_token.clone(), boot).await;
+    let ailing =
+        ailing.map_err(|error| ServeError::Log { dir: config.storage.data_dir.display().to_string(), error })?;
     Ok((ailing.into_mended(), TcpListener::from_std(peers).map_err(refused)?))
 }
 

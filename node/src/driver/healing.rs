@@ -20,9 +20,9 @@ use super::gathering::{Gathering, Missing};
 use super::learners::{REPEAT_AFTER, answer};
 use crate::auth_token::AuthToken;
 use crate::transport::{Transport, TransportConfig, TransportEvent};
-use crate::wal::FileStorage;
 use crate::wal::ailing::Ailing;
 use crate::wal::repair::Found;
+use crate::wal::{FileStorage, WalError};
 
 /// How long the others have for coming up and answering.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -30,13 +30,14 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const REST_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Asks until all files are whole, or nobody is left to ask. May be cancelled: each file is put back at once or not.
+/// An error of the disk ends it: another start may do better.
 pub async fn heal(
     ailing: Ailing<FileStorage>,
     listener: TcpListener,
     secret: Option<AuthToken>,
     options: &BootOptions,
-) -> Ailing<FileStorage> {
-    let Some(cluster_id) = ailing.hard().cluster_id.clone() else { return ailing };
+) -> Result<Ailing<FileStorage>, WalError> {
+    let Some(cluster_id) = ailing.hard().cluster_id.clone() else { return Ok(ailing) };
     tracing::warn!(missing = ?ailing.missing(), "sealed files are damaged: asking the other members before taking part");
     let hello = Arc::new(ArcSwap::from_pointee(hello(&ailing, options)));
     let (events, mut received) = mpsc::channel(PEER_EVENTS_MAX);
@@ -44,7 +45,7 @@ pub async fn heal(
     transport.set_peers(ailing.others());
     let missing = ailing.missing().into_iter().map(|range| Missing { range, epoch_above: Epoch::default() });
     let mut gathering = Gathering::new(cluster_id, missing.collect(), EntryId::ZERO);
-    let mut ailing = put_back(ailing, Found::new()).await;
+    let mut ailing = put_back(ailing, Found::new()).await?;
     let mut connected = BTreeMap::new();
     let mut give_up_at = Instant::now() + PATIENCE;
     let mut repeat_at = Instant::now() + REPEAT_AFTER;
@@ -56,7 +57,7 @@ pub async fn heal(
                 if let Some((member, question)) = question {
                     transport.send(member, question);
                 } else if is_answer && gathering.unanswered().is_empty() {
-                    ailing = put_back(ailing, gathering.lines_found()).await;
+                    ailing = put_back(ailing, gathering.lines_found()).await?;
                     give_up_at = give_up_at.min(Instant::now() + REST_PATIENCE);
                 }
             }
@@ -69,7 +70,7 @@ pub async fn heal(
     }
     transport.shutdown().await;
     tracing::warn!(is_whole = ailing.is_whole(), "the other members were asked");
-    ailing
+    Ok(ailing)
 }
 
 /// As somebody who asks and is nobody's member yet: a start shows itself when its log is open.
@@ -89,12 +90,6 @@ fn hello(ailing: &Ailing<FileStorage>, options: &BootOptions) -> Hello {
     }
 }
 
-async fn put_back(mut ailing: Ailing<FileStorage>, found: Found) -> Ailing<FileStorage> {
-    let put_back = move || {
-        if let Err(error) = ailing.put_back(&found) {
-            tracing::warn!(%error, "a damaged file could not be put back");
-        }
-        ailing
-    };
-    tokio::task::spawn_blocking(put_back).await.expect("no panic")
+async fn put_back(ailing: Ailing<FileStorage>, found: Found) -> Result<Ailing<FileStorage>, WalError> {
+    tokio::task::spawn_blocking(move || ailing.put_back(&found)).await.expect("no panic")
 }

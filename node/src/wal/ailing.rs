@@ -92,21 +92,17 @@ impl<S: Storage> Ailing<S> {
         self.mended
     }
 
-    /// Gives each file its name again that `found` makes what it was, durably; its bad lines are kept first. An error
-    /// leaves the file as it is.
-    pub fn put_back(&mut self, found: &Found) -> io::Result<()> {
-        let mut result = Ok(());
+    /// Gives each file its name again that `found` makes what it was, durably; its bad lines are kept first. After an
+    /// error of the disk nothing may be made of the log: what could have been put back would be cut.
+    pub fn put_back(mut self, found: &Found) -> Result<Self, WalError> {
         for patient in std::mem::take(&mut self.files) {
-            match self.put_back_one(&patient, found) {
-                Ok(true) => self.mended.extend(patient.damaged.damage),
-                Ok(false) => self.files.push(patient),
-                Err(error) => {
-                    self.files.push(patient);
-                    result = Err(error);
-                }
+            if self.put_back_one(&patient, found).map_err(in_directory)? {
+                self.mended.extend(patient.damaged.damage);
+            } else {
+                self.files.push(patient);
             }
         }
-        result
+        Ok(self)
     }
 
     fn put_back_one(&self, patient: &Patient<S::File>, found: &Found) -> io::Result<bool> {
@@ -130,3 +126,6 @@ fn judge<S: Storage>(storage: &S, sealed: &SealedFile) -> io::Result<Option<Verd
         examined => Ok(examined.ok()),
     }
 }
+
+#[cfg(test)]
+mod tests;

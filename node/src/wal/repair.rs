@@ -71,7 +71,7 @@ pub fn rebuild<S: Storage>(
     let Some(sealed) = listed.listed() else { return Ok(None) };
     let mut fills = Vec::with_capacity(holes.len());
     for hole in holes {
-        let Some(lines) = fill(hole, source.as_deref(), found)? else { return Ok(None) };
+        let Some(lines) = fill(hole, source.as_deref(), found) else { return Ok(None) };
         fills.push((hole.offset, lines));
     }
     let mut staging = Staging::new(Arc::clone(reader.storage()), reader.next_generation());
@@ -113,17 +113,18 @@ fn identity(file: &SealedFile) -> (FileKind, u64, u64, u64, u32) {
 
 /// The lines that stood in a hole, as far as lengths and what is left of them tell: a guess, for the file's
 /// checksum to prove. Others hold more lines of the same ids than a compacted file does.
-fn fill<F: StorageFile>(hole: &Hole, source: Option<&F>, found: &Found) -> io::Result<Option<Vec<(EntryId, Bytes)>>> {
+fn fill<F: StorageFile>(hole: &Hole, source: Option<&F>, found: &Found) -> Option<Vec<(EntryId, Bytes)>> {
     if hole.ids.first > hole.ids.last {
-        return Ok(None);
+        return None;
     }
     let held: Vec<_> = found.range(hole.ids.first..=hole.ids.last).map(|(id, line)| (*id, line.clone())).collect();
     if held.iter().map(|(_, line)| line.len() as u64 + 1).sum::<u64>() == hole.bytes {
-        return Ok(Some(held));
+        return Some(held);
     }
-    let Some(source) = source else { return Ok(None) };
+    let source = source?;
     let bytes = usize::try_from(hole.bytes).unwrap_or(usize::MAX);
-    let left = read_up_to(source, hole.offset, bytes)?;
+    // Unreadable may be what it is damaged by.
+    let Ok(left) = read_up_to(source, hole.offset, bytes) else { return None };
     let (mut at, mut chosen) = (0, Vec::new());
     for (id, line) in held {
         let Some(there) = left.get(at..at + line.len()) else { continue };
@@ -133,7 +134,7 @@ fn fill<F: StorageFile>(hole: &Hole, source: Option<&F>, found: &Found) -> io::R
             chosen.push((id, line));
         }
     }
-    Ok((at == bytes).then_some(chosen))
+    (at == bytes).then_some(chosen)
 }
 
 impl<S: Storage> Wal<S> {
