@@ -28,7 +28,7 @@ use crate::names::{FIELD_MANAGER, Identity};
 use crate::node_client::NodeClient;
 use crate::observe::{Sources, observe};
 use crate::observed::Observed;
-use crate::plan::{self, Defaults, Draw, Memory, Plan};
+use crate::plan::{self, Defaults, Draw, Memory};
 use crate::report;
 use crate::validate::{self, Problem, Validated};
 use crate::watches::{self, Caches};
@@ -237,9 +237,7 @@ pub(crate) async fn five_verbs(cluster: &KvCluster, context: &Context) -> Result
     let plan = match desired {
         Some(desired) => plan::plan(&desired, &observed, &remembered.memory, &context.draw(&remembered)),
         // What runs goes on as it is.
-        None => {
-            Plan { memory: remembered.memory.clone(), ..plan::look(&Identity::of(cluster), &cluster.spec, &observed) }
-        }
+        None => plan::look(&Identity::of(cluster), &cluster.spec, &observed, &remembered.memory),
     };
     let (next, token) = (plan.next, observed.token());
     let applied = apply(&context.sources, cluster, token.clone(), plan).await;

@@ -9,6 +9,7 @@ use kv_core::group::{ClusterId, MemberId, MemberInfo};
 use kv_core::quorum::{CAUGHT_UP_ENTRIES, majority};
 use kv_core::status::{Health, MemberStatus, NodeStatus, Role};
 
+use crate::crd::PodRole;
 use crate::names::Identity;
 use crate::observed::{Observed, PodSeen};
 
@@ -89,6 +90,16 @@ impl<'a> Group<'a> {
     /// The leader's record of a member; None without a leader.
     pub fn record(&self, member: MemberId) -> Option<&'a MemberStatus> {
         self.leader?.status.replica.members.iter().find(|record| record.member_id == member)
+    }
+
+    /// What a pod that answers is in the group. None: it is outside.
+    pub fn role(&self, pod: &PodSeen) -> Option<PodRole> {
+        let member = pod.status()?.replica.member_id;
+        match () {
+            () if self.leader.is_some_and(|leader| leader.pod.name == pod.name) => Some(PodRole::Leader),
+            () if self.votes(member) => Some(PodRole::Follower),
+            () => self.record(member).map(|_| PodRole::Learner),
+        }
     }
 
     /// The leader hears the member, and it holds nearly all.

@@ -15,7 +15,7 @@ use crate::crd::{KvCluster, KvClusterStatus, MemberReport};
 use crate::group::Group;
 use crate::names::Identity;
 use crate::observed::{Answer, Observed, PodSeen};
-use crate::plan::{self, role};
+use crate::plan;
 use crate::validate::Problem;
 
 pub use conditions::Facts;
@@ -108,14 +108,13 @@ fn member(name: &str, pod: Option<&PodSeen>, group: Option<&Group<'_>>, old: &Kv
     let status = pod.and_then(PodSeen::status);
     let named = group.and_then(|group| group.voters.iter().find(|voter| voter.info.name.as_str() == name));
     let member_id = status.map(|status| status.replica.member_id).or(named.map(|voter| voter.info.member_id));
-    let leads = group.and_then(|group| group.leader).is_some_and(|leader| leader.pod.name == name);
     let text = member_id.map(|id| id.to_string()).or_else(|| before?.member_id.clone());
     // Before the group exists, a voter is who was assigned as one, with the volume that it then had.
     let assigned = before.is_some_and(|before| before.voter && before.member_id == text);
     MemberReport {
         name: name.to_owned(),
         node: pod.and_then(|pod| pod.host.clone()),
-        role: member_id.filter(|_| status.is_some()).and_then(|id| role(group, id, leads)),
+        role: group.zip(pod).and_then(|(group, pod)| group.role(pod)),
         voter: group.map_or(assigned, |group| member_id.is_some_and(|id| group.votes(id))),
         ready: pod.is_some_and(|pod| pod.ready),
         last_id: status.and_then(|status| position(status.replica.last_id.0)),

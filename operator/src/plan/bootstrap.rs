@@ -6,21 +6,14 @@ use kv_core::entry::EntryId;
 use kv_core::group::{ClusterId, MemberId, MemberInfo, NodeName, Settings};
 
 use super::membership::waiting_for;
-use super::{Assignment, Directive, Draw, Founder, Step};
+use super::{Assignment, Case, Directive, Founder, Memory, Step};
 use crate::crd::Reason;
-use crate::group::Group;
 use crate::observed::{Observed, PodSeen};
 use crate::validate::Desired;
 
-/// No node that answers is a member of a group. `set_replicas`: all pods that must answer first; `assign`: who
-/// founds it, if that is to be written down first.
-pub(super) fn found(
-    desired: &Desired,
-    observed: &Observed,
-    set_replicas: u32,
-    draw: &Draw,
-    assign: &mut Option<Assignment>,
-) -> Step {
+/// No node that answers is a member of a group: all pods that there are to be must answer first.
+pub(super) fn found(case: Case<'_>, _: &mut Memory) -> Step {
+    let Case { desired, observed, group: None, set_replicas, draw, .. } = case else { return Step::default() };
     let silent: Vec<u32> = (0..set_replicas).filter(|ordinal| !is_empty(observed, *ordinal)).collect();
     if !silent.is_empty() {
         return Step::waits(Reason::Founding, waiting_for(desired, observed, &silent));
@@ -39,14 +32,15 @@ pub(super) fn found(
             Step::waits(Reason::Founding, message)
         }
         _ => {
-            *assign = Some(Assignment { cluster_id: draw.cluster_id.clone(), voters: present });
-            Step::waits(Reason::Founding, "the group is being founded")
+            let assignment = Some(Assignment { cluster_id: draw.cluster_id.clone(), voters: present });
+            Step { assignment, ..Step::waits(Reason::Founding, "the group is being founded") }
         }
     }
 }
 
 /// A member that was never reached gets the body that the others hold.
-pub(super) fn finish(observed: &Observed, group: &Group<'_>) -> Step {
+pub(super) fn finish(case: Case<'_>, _: &mut Memory) -> Step {
+    let Case { observed, group: Some(group), .. } = case else { return Step::default() };
     if group.witness.replica.config_id != EntryId::ZERO {
         return Step::default();
     }

@@ -3,22 +3,32 @@
 
 use std::collections::BTreeMap;
 
-use super::{Labelled, Relabel, role};
+use super::{Labelled, Relabel};
 use crate::crd::PodRole;
 use crate::group::Group;
 use crate::names::{ROLE_LABEL, SERVES_LABEL};
 use crate::observed::{Observed, PodSeen};
 
+/// What the nodes do, as they say it.
+pub(super) fn of_nodes(observed: &Observed, group: Option<&Group<'_>>) -> impl Iterator<Item = Relabel> {
+    roles(observed, group).into_iter().chain(serving(observed, group))
+}
+
+/// Whether it says what a node does. The others put back what somebody edited.
+pub(super) fn is_of_nodes(relabel: &Relabel) -> bool {
+    [ROLE_LABEL, SERVES_LABEL].iter().any(|label| relabel.labels.contains_key(*label))
+}
+
 /// A pod that does not answer keeps its role, unless another leads. Whoever is deposed loses the label before
 /// another one gets it: two leaders at once would share the Service.
-pub(super) fn roles(observed: &Observed, group: Option<&Group<'_>>) -> Vec<Relabel> {
+fn roles(observed: &Observed, group: Option<&Group<'_>>) -> Vec<Relabel> {
     let leader = group.and_then(|group| group.leader).map(|leader| leader.ordinal);
     let roles: BTreeMap<u32, Option<PodRole>> = observed
         .pods
         .iter()
         .filter_map(|(ordinal, pod)| {
             let role = match pod.status() {
-                Some(status) => role(group, status.replica.member_id, leader == Some(*ordinal)),
+                Some(_) => group.and_then(|group| group.role(pod)),
                 None if leader.is_some() && pod.role_label.as_deref() == Some(PodRole::Leader.as_str()) => None,
                 None => return None,
             };
@@ -40,7 +50,7 @@ pub(super) fn roles(observed: &Observed, group: Option<&Group<'_>>) -> Vec<Relab
 
 /// Clients are kept from a node whose volume belongs to another group: it may be ready, and what it says is not
 /// what this cluster holds. Only on a confirmed leader's word.
-pub(super) fn serving(observed: &Observed, group: Option<&Group<'_>>) -> Vec<Relabel> {
+fn serving(observed: &Observed, group: Option<&Group<'_>>) -> Vec<Relabel> {
     let led = group.filter(|group| group.leader.is_some());
     let is_foreign = |pod: &PodSeen| {
         let id = pod.status().and_then(|status| status.replica.cluster_id.as_ref());

@@ -38,32 +38,24 @@ pub struct Memory {
     pub(super) silent_since_ms: Option<u64>,
 }
 
-/// What leadership comes to.
-#[derive(Debug, Default)]
-pub(super) struct Led {
-    pub(super) step: Step,
-    /// Why nobody leads.
-    pub(super) without_leader: Option<Progress>,
-}
-
-pub(super) fn plan(case: Case<'_>, memory: &mut Memory) -> Led {
-    let now_ms = case.now_ms;
-    let mut led = match case.group.leader {
+/// What it waits for is told aside: nobody else waits for that.
+pub(super) fn plan(case: Case<'_>, memory: &mut Memory) -> Step {
+    let Some(group) = case.group else { return Step::default() };
+    let now_ms = case.draw.now_ms;
+    let step = match group.leader {
         Some(leader) => {
             memory.asked = 0;
-            Led { step: with_leader(case, leader.ordinal, memory), ..Led::default() }
+            with_leader(case, group, leader.ordinal, memory)
         }
-        None => without_leader(case, memory),
+        None => without_leader(case, group, memory),
     };
-    if led.step.directive.is_some() {
-        if memory.asked_at_ms.is_some_and(|at| now_ms < at + ASK_AGAIN_MS) {
-            led.step.directive = None;
-        } else {
-            memory.asked_at_ms = Some(now_ms);
-            memory.asked += 1;
-        }
+    let asked_just_now = memory.asked_at_ms.is_some_and(|at| now_ms < at + ASK_AGAIN_MS);
+    if step.directive.is_none() || asked_just_now {
+        return Step { directive: None, progress: None, aside: step.progress, ..step };
     }
-    led
+    memory.asked_at_ms = Some(now_ms);
+    memory.asked += 1;
+    step
 }
 
 impl Memory {
@@ -111,8 +103,8 @@ impl Memory {
 }
 
 /// Somebody leads: whether another should.
-fn with_leader(case: Case<'_>, leader: u32, memory: &mut Memory) -> Step {
-    let Case { desired, observed, group, .. } = case;
+fn with_leader(case: Case<'_>, group: &Group<'_>, leader: u32, memory: &mut Memory) -> Step {
+    let Case { desired, observed, .. } = case;
     let wish = memory.wish();
     if wish == Wish::Pod(leader) {
         memory.note_led();
@@ -125,14 +117,14 @@ fn with_leader(case: Case<'_>, leader: u32, memory: &mut Memory) -> Step {
         return Step::does(Directive::Lead { node, why: "drain" }, Reason::SwitchingOver, message);
     }
     match wish {
-        Wish::Pod(wished) if wished != leader => towards(case, wished, memory),
+        Wish::Pod(wished) if wished != leader => towards(case, group, wished, memory),
         _ => Step::default(),
     }
 }
 
 /// Leadership to the wished leader, by transfer: its target is picked before the old one stops.
-fn towards(case: Case<'_>, wished: u32, memory: &mut Memory) -> Step {
-    let Case { desired, observed, group, roll, now_ms, .. } = case;
+fn towards(case: Case<'_>, group: &Group<'_>, wished: u32, memory: &mut Memory) -> Step {
+    let Case { desired, observed, roll, draw, .. } = case;
     let name = desired.identity.pod(wished);
     let pod = observed.pods.get(&wished);
     let fit = pod.filter(|pod| {
@@ -141,7 +133,7 @@ fn towards(case: Case<'_>, wished: u32, memory: &mut Memory) -> Step {
             .is_some_and(|status| group.votes(status.replica.member_id) && group.is_fit(status.replica.member_id));
         fit && pod.ready && !pod.terminating
     });
-    let steady = memory.is_steady(fit.is_some_and(|pod| !pod.cordoned) && roll.is_over(), now_ms);
+    let steady = memory.is_steady(fit.is_some_and(|pod| !pod.cordoned) && roll.is_over(), draw.now_ms);
     let Some(node) = fit.and_then(addressee) else {
         let message = format!("{name} is to lead, but it is not a ready voter that has caught up");
         return if memory.is_new { Step::waits(Reason::SwitchingOver, message) } else { Step::default() };
@@ -157,60 +149,57 @@ fn towards(case: Case<'_>, wished: u32, memory: &mut Memory) -> Step {
 }
 
 /// Nobody leads. With automatic failover the nodes see to it by themselves.
-fn without_leader(case: Case<'_>, memory: &Memory) -> Led {
-    let Case { desired, group, .. } = case;
-    let told = match (desired.spec.failover, memory.wish()) {
+fn without_leader(case: Case<'_>, group: &Group<'_>, memory: &Memory) -> Step {
+    let desired = case.desired;
+    let step = match (desired.spec.failover, memory.wish()) {
         // The first assignment; after a loss they elect.
-        (Failover::Automatic, Wish::Pod(wished)) if memory.is_new => only(case, wished).unwrap_or_default(),
-        (Failover::Automatic, _) => Led::default(),
-        (Failover::Manual, Wish::Pod(wished)) => ordered(case, wished, memory),
+        (Failover::Automatic, Wish::Pod(wished)) if memory.is_new => only(case, group, wished).unwrap_or_default(),
+        (Failover::Automatic, _) => Step::default(),
+        (Failover::Manual, Wish::Pod(wished)) => ordered(case, group, wished, memory),
         (Failover::Manual, Wish::NoPod) => {
             let why = "spec.leader names no pod of this cluster, and nobody is told to lead";
-            Led { without_leader: Some(manual_leader_down(desired, why)), ..Led::default() }
+            Step { leadership: Some(manual_leader_down(desired, why)), ..Step::default() }
         }
         (Failover::Manual, Wish::Anybody) => most_advanced(desired, group, memory),
     };
-    let reason = told
-        .without_leader
-        .unwrap_or_else(|| Progress::new(Reason::NoLeader, "no node leads with a majority behind it"));
-    Led { step: told.step, without_leader: Some(reason) }
+    let nobody = || Progress::new(Reason::NoLeader, "no node leads with a majority behind it");
+    Step { leadership: Some(step.leadership.unwrap_or_else(nobody)), ..step }
 }
 
 /// The manual leader, and nobody else, however long it takes.
-fn ordered(case: Case<'_>, wished: u32, memory: &Memory) -> Led {
+fn ordered(case: Case<'_>, group: &Group<'_>, wished: u32, memory: &Memory) -> Step {
     let name = case.desired.identity.pod(wished);
-    let (told, why) = match (only(case, wished), ahead_of(case, wished)) {
-        (None, _) => (Led::default(), format!("{name} is the manual leader and cannot lead")),
+    let (told, why) = match (only(case, group, wished), ahead_of(case, group, wished)) {
+        (None, _) => (Step::default(), format!("{name} is the manual leader and cannot lead")),
         // It was told, and the others did not elect it.
         (Some(told), Some(ahead)) if memory.asked > 0 => {
             (told, format!("{name} is the manual leader, and {ahead} holds entries that it lacks"))
         }
         (Some(told), _) => return told,
     };
-    Led { step: told.step, without_leader: Some(manual_leader_down(case.desired, &why)) }
+    Step { leadership: Some(manual_leader_down(case.desired, &why)), ..told }
 }
 
 /// Only the wished leader is directed; None: it cannot be.
-fn only(case: Case<'_>, wished: u32) -> Option<Led> {
-    let Case { desired, observed, group, .. } = case;
+fn only(case: Case<'_>, group: &Group<'_>, wished: u32) -> Option<Step> {
+    let Case { desired, observed, .. } = case;
     let pod = observed.pods.get(&wished)?;
     let status = pod.status().filter(|status| group.votes(status.replica.member_id))?;
     if status.replica.quarantined.is_some() {
         return None;
     }
-    let directive = Directive::Lead { node: addressee(pod)?, why: "spec.leader" };
-    let name = desired.identity.pod(wished);
-    // A campaign that is under way needs no second directive.
-    let directive = (status.replica.role != Role::Candidate).then_some(directive);
-    let progress = Some(Progress::new(Reason::SwitchingOver, format!("{name} is told to lead")));
-    Some(Led { step: Step { directive, progress }, without_leader: None })
+    let (node, message) = (addressee(pod)?, format!("{} is told to lead", desired.identity.pod(wished)));
+    Some(match status.replica.role {
+        // A campaign that is under way needs no second directive.
+        Role::Candidate => Step::waits(Reason::SwitchingOver, message),
+        _ => Step::does(Directive::Lead { node, why: "spec.leader" }, Reason::SwitchingOver, message),
+    })
 }
 
 /// A voter that holds more than the wished leader does. Who holds less may still be elected, if the rest of the
 /// other was never acknowledged: it is told to lead all the same.
-fn ahead_of(case: Case<'_>, wished: u32) -> Option<String> {
-    let Case { observed, group, .. } = case;
-    let held = observed.pods.get(&wished)?.status()?.replica.last_id;
+fn ahead_of(case: Case<'_>, group: &Group<'_>, wished: u32) -> Option<String> {
+    let held = case.observed.pods.get(&wished)?.status()?.replica.last_id;
     let others = group.answering().filter(|(_, status)| status.replica.quarantined.is_none());
     let most = others.max_by_key(|(_, status)| status.replica.durable_id)?;
     let pod = most.0.pod.filter(|_| most.1.replica.durable_id > held)?;
@@ -228,17 +217,16 @@ fn manual_leader_down(desired: &Desired, why: &str) -> Progress {
 
 /// The most advanced voter, once a majority answers and none of it has heard a leader for the time-out.
 /// The nodes refuse whoever is behind, so the next candidate is the next one's turn.
-fn most_advanced(desired: &Desired, group: &Group<'_>, memory: &Memory) -> Led {
+fn most_advanced(desired: &Desired, group: &Group<'_>, memory: &Memory) -> Step {
     let timeout_ms = desired.live.heartbeat_timeout_ms;
     let hears = |status: &NodeStatus| status.replica.leader_heard_ms_ago.is_some_and(|ago| ago < timeout_ms);
     if !group.majority_answers() || group.answering().any(|(_, status)| hears(status)) {
-        return Led::default();
+        return Step::default();
     }
     let mut candidates: Vec<_> = group.answering().filter(|(_, s)| s.replica.quarantined.is_none()).collect();
     candidates.sort_by_key(|(_, status)| std::cmp::Reverse((status.replica.durable_id, status.replica.epoch)));
     let turn = memory.asked as usize % candidates.len().max(1);
-    let Some(node) = candidates.get(turn).and_then(|(voter, _)| addressee(voter.pod?)) else { return Led::default() };
+    let Some(node) = candidates.get(turn).and_then(|(voter, _)| addressee(voter.pod?)) else { return Step::default() };
     let message = format!("{} is told to lead: nobody does, and it holds the most", node.pod);
-    let step = Step::does(Directive::Lead { node, why: "no leader" }, Reason::SwitchingOver, message);
-    Led { step, without_leader: None }
+    Step::does(Directive::Lead { node, why: "no leader" }, Reason::SwitchingOver, message)
 }

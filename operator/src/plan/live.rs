@@ -1,10 +1,13 @@
-//! Settings of each node that are changed while it runs: what differs from what the node says that it runs
-//! with, and nothing else. The order of changes keeps a leader from being silent, in the eyes of any
-//! node, while not all have been told: the ConfigMap has the same settings for the next start.
+//! Settings that are changed while nodes run: what differs from what they say that they run with, and nothing else.
+//! Those of each node are told to it. The order of changes keeps a leader from being silent, in the eyes of any
+//! node, while not all have been told: the ConfigMap has the same settings for the next start. Those of the group
+//! are told to its leader.
 
+use kv_core::contract::SettingsChange;
 use kv_core::status::{CompactionSchedule, Failover, NodeStatus};
 
-use crate::group::{Group, members_of};
+use super::{Case, Directive, Memory, Step};
+use crate::group::{Group, addressee, members_of};
 use crate::observed::Observed;
 use crate::validate::{Desired, Live, storage_limit};
 
@@ -40,6 +43,18 @@ pub(super) fn plan(desired: &Desired, observed: &Observed, group: &Group<'_>) ->
         tuning.says_something().then_some(tuning)
     });
     tunings.collect()
+}
+
+/// What decides what apply does is state of the group: an entry changes it.
+pub(super) fn change_settings(case: Case<'_>, _: &mut Memory) -> Step {
+    let Some((_, leader)) = case.led() else { return Step::default() };
+    let (present, wanted) = (leader.status.replica.settings, case.desired.settings);
+    let history_limit = (present.history_limit != wanted.history_limit).then_some(wanted.history_limit);
+    let expiry = (present.dedup_expiry_seconds != wanted.dedup_expiry_seconds).then_some(wanted.dedup_expiry_seconds);
+    let differs = history_limit.is_some() || expiry.is_some();
+    let change = SettingsChange { history_limit, dedup_expiry_seconds: expiry, dedup_limit: None };
+    let leader = addressee(leader.pod).filter(|_| differs);
+    Step { directive: leader.map(|leader| Directive::ChangeSettings { leader, change }), ..Step::default() }
 }
 
 impl NodeTuning {

@@ -5,7 +5,7 @@
 use kv_core::group::{MemberId, MemberInfo};
 use kv_core::quorum::safe_to_remove;
 
-use super::{Directive, Step};
+use super::{Case, Directive, Memory, Step};
 use crate::crd::Reason;
 use crate::group::{Addressee, Group, Voter, addressee};
 use crate::observed::{Observed, PodSeen};
@@ -26,15 +26,17 @@ pub(super) fn set_replicas(desired: &Desired, observed: &Observed, group: Option
     desired.replicas.max(needed.map_or(0, |ordinal| ordinal + 1))
 }
 
-pub(super) fn plan(desired: &Desired, observed: &Observed, group: &Group<'_>) -> Step {
-    let Some(leader) = group.leader.and_then(|leader| addressee(leader.pod)) else { return Step::default() };
+pub(super) fn plan(case: Case<'_>, _: &mut Memory) -> Step {
+    let Case { desired, observed, .. } = case;
+    let led = case.led().and_then(|(group, leader)| Some((group, addressee(leader.pod)?)));
+    let Some((group, leader)) = led else { return Step::default() };
     if let Some(step) = join(desired, observed, group, &leader) {
         return step;
     }
     let beyond = |voter: &&Voter<'_>| voter.ordinal.is_some_and(|ordinal| ordinal >= desired.replicas);
     match group.voters.iter().filter(beyond).max_by_key(|voter| voter.ordinal) {
         Some(voter) => remove(desired, group, leader, voter),
-        None => Step::default(),
+        None => awaited(desired, observed, group),
     }
 }
 
@@ -65,8 +67,8 @@ fn own_id(pod: &PodSeen, group: &Group<'_>) -> Option<MemberId> {
     ours.then_some(replica.member_id)
 }
 
-/// Pods that should vote and do not answer yet; told when nothing else is.
-pub(super) fn awaited(desired: &Desired, observed: &Observed, group: &Group<'_>) -> Step {
+/// Pods that should vote and do not answer yet.
+fn awaited(desired: &Desired, observed: &Observed, group: &Group<'_>) -> Step {
     let votes = |ordinal: &u32| group.voters.iter().any(|voter| voter.ordinal == Some(*ordinal));
     let silent = |ordinal: &u32| observed.pods.get(ordinal).is_none_or(|pod| pod.status().is_none());
     let awaited: Vec<u32> = (0..desired.replicas).filter(|ordinal| !votes(ordinal) && silent(ordinal)).collect();
@@ -75,12 +77,12 @@ pub(super) fn awaited(desired: &Desired, observed: &Observed, group: &Group<'_>)
             "{pod} holds the volume of another cluster; to let it join as an empty member: \
              kubectl delete pvc {claim} --wait=false; kubectl delete pod {pod}"
         );
-        return Step::waits(Reason::Replacing, message);
+        return Step::waits_aside(Reason::Replacing, message);
     }
     if awaited.is_empty() {
         return Step::default();
     }
-    Step::waits(Reason::Scaling, waiting_for(desired, observed, &awaited))
+    Step::waits_aside(Reason::Scaling, waiting_for(desired, observed, &awaited))
 }
 
 /// What is said of pods that do not answer.

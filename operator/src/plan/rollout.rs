@@ -2,12 +2,11 @@
 //! What does not run anyway first, whether or not anybody leads; then followers, most lagging first, the
 //! leader last and only after a hand-over, and never while a voter is missing.
 
+use super::{Case, Directive, Memory, Step};
 use crate::crd::{Reason, UpdateStrategy};
-use crate::group::Group;
+use crate::group::{Group, Leader};
 use crate::observed::{Observed, PodSeen};
 use crate::validate::Desired;
-
-use super::{Case, Directive, Memory, Step};
 
 /// A pod of which nothing says what it lacks may take this long to start: it is what a Deployment takes for stuck, too.
 const STUCK_AFTER_MS: u64 = 600_000;
@@ -38,19 +37,21 @@ pub(super) fn outdated(observed: &Observed, spec_hash: &str) -> Outdated {
 /// A pod that does not run is missed by nobody who does not miss it already, and its restart may be what a leader
 /// waits for: the spec was wrong, and has been corrected. Silence alone says little, and must last, unless nobody has
 /// ever led.
-pub(super) fn mend(observed: &Observed, roll: &Outdated, memory: &mut Memory, now_ms: u64) -> Step {
+pub(super) fn mend(case: Case<'_>, memory: &mut Memory) -> Step {
+    let Case { observed, roll, draw, .. } = case;
     let down = || roll.pods(observed).map(|(_, pod)| pod).filter(|pod| !pod.ready && !pod.terminating);
     let failed = down().find(|pod| pod.trouble.is_some());
     let silent = down().find(|pod| pod.status().is_none());
-    let since = silent.map(|_| memory.silent_since_ms.unwrap_or(now_ms));
+    let since = silent.map(|_| memory.silent_since_ms.unwrap_or(draw.now_ms));
     memory.silent_since_ms = since;
     let patience_ms = if observed.status.epoch.is_some() { STUCK_AFTER_MS } else { 0 };
-    let silent = silent.filter(|_| since.is_some_and(|since| now_ms >= since + patience_ms));
+    let silent = silent.filter(|_| since.is_some_and(|since| draw.now_ms >= since + patience_ms));
     failed.or(silent).map_or_else(Step::default, |pod| restart(pod, roll.progress(pod)))
 }
 
 pub(super) fn plan(case: Case<'_>, memory: &mut Memory) -> Step {
-    let (mut step, now_ms) = (next(case), case.now_ms);
+    let Some((group, leader)) = case.led() else { return Step::default() };
+    let (mut step, now_ms) = (next(case, group, leader), case.draw.now_ms);
     let Some(progress) = step.progress.as_mut().filter(|_| step.directive.is_none()) else {
         memory.roll_waits_since_ms = None;
         return step;
@@ -63,10 +64,12 @@ pub(super) fn plan(case: Case<'_>, memory: &mut Memory) -> Step {
     step
 }
 
-fn next(case: Case<'_>) -> Step {
-    let Case { desired, observed, group, roll, .. } = case;
-    let Some(leader) = group.leader.filter(|_| !roll.is_over()) else { return Step::default() };
-    if let Some(why) = why_wait(case) {
+fn next(case: Case<'_>, group: &Group<'_>, leader: Leader<'_>) -> Step {
+    let Case { desired, observed, roll, .. } = case;
+    if roll.is_over() {
+        return Step::default();
+    }
+    if let Some(why) = why_wait(case, group) {
         return Step::waits(if is_stuck(observed) { Reason::RolloutStuck } else { Reason::Rolling }, why);
     }
     let lag = |pod: &PodSeen| {
@@ -105,8 +108,8 @@ fn restart(pod: &PodSeen, message: String) -> Step {
 
 /// Nobody is restarted while somebody is missing: that one might be needed. Nor while pods are added: the budget
 /// counts them from the start, and has no room before they are ready.
-fn why_wait(case: Case<'_>) -> Option<String> {
-    let Case { desired, observed, group, set_replicas, .. } = case;
+fn why_wait(case: Case<'_>, group: &Group<'_>) -> Option<String> {
+    let Case { desired, observed, set_replicas, .. } = case;
     let missing = group.missing();
     if !missing.is_empty() {
         return Some(format!("waiting until {} has caught up", missing.join(", ")));

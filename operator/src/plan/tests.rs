@@ -7,8 +7,13 @@ mod members;
 mod recovering;
 mod rolling;
 
+use std::collections::BTreeMap;
+
+use kv_core::group::ClusterId;
+
 use super::scene::Scene;
 use super::*;
+use crate::crd::Reason;
 use crate::names::ROLE_LABEL;
 use crate::observed::Foreign;
 

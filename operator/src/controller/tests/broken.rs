@@ -5,7 +5,7 @@ use super::*;
 use crate::fake::Fault;
 use crate::fake::writes::Write;
 use crate::names::{APP_LABEL, INSTANCE_LABEL};
-use crate::plan::{Directive, Labelled};
+use crate::plan::{Directive, Labelled, Plan};
 use crate::resources::Kind;
 
 const SMALLEST: &str = "{storage: {size: 1Gi}}";
