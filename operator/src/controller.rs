@@ -1,8 +1,9 @@
-//! Watches, and what a reconcile is: observe, validate, plan, apply, report. Holds what is remembered
-//! between two reconciles and the policy for errors; decides nothing about clusters itself.
+//! Watches, and what a reconcile is: observe, validate, plan, apply, report. Holds the policy for errors; decides
+//! nothing about clusters itself.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+mod remembered;
+
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
@@ -17,7 +18,6 @@ use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::Store;
 use kube::runtime::watcher;
 use kube::{Client, Resource, ResourceExt};
-use kv_core::group::ClusterId;
 
 use crate::apply::{Applied, Switched, apply, write_status};
 use crate::crd::KvCluster;
@@ -28,10 +28,11 @@ use crate::names::{FIELD_MANAGER, Identity};
 use crate::node_client::NodeClient;
 use crate::observe::{Sources, observe};
 use crate::observed::Observed;
-use crate::plan::{self, Defaults, Draw, Memory};
+use crate::plan::{self, Defaults};
 use crate::report;
-use crate::validate::{self, Problem, Validated};
+use crate::validate::{Problem, Validated, validate};
 use crate::watches::{self, Caches};
+use remembered::{ByCluster, Remembered};
 
 /// Pauses after errors, from the first to the longest: what cannot be written makes nothing else late.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), plan::AT_REST);
@@ -53,46 +54,7 @@ pub struct Context {
     metrics: Arc<Metrics>,
     defaults: Defaults,
     started: Instant,
-    remembered: Mutex<HashMap<String, Remembered>>,
-}
-
-/// Of one cluster, by the uid of its KvCluster.
-#[derive(Debug, Default, Clone)]
-struct Remembered {
-    memory: Memory,
-    /// The token as it was last seen: a Secret that was deleted by hand comes back as it was.
-    token: Option<String>,
-    reported: Option<Instant>,
-    failures: u32,
-    leadership: Leadership,
-}
-
-/// Who led last, to tell a failover from a change that was asked for.
-#[derive(Debug, Default, Clone)]
-struct Leadership {
-    last: Option<String>,
-    lost: Option<Instant>,
-    expected: Option<String>,
-}
-
-impl Leadership {
-    fn expect(&mut self, pod: String) {
-        self.expected = Some(pod);
-    }
-
-    /// `before`: as was reported last, for a process that is new. Some: it was a failover; for how long nobody led.
-    fn note(&mut self, before: Option<&str>, leader: Option<&str>, now: Instant) -> Option<Duration> {
-        let last = self.last.take().or_else(|| before.map(str::to_owned));
-        let Some(leader) = leader else {
-            self.lost = last.as_ref().and(self.lost.or(Some(now)));
-            self.last = last;
-            return None;
-        };
-        let (lost, expected) = (self.lost.take(), self.expected.take_if(|expected| expected == leader));
-        let changed = last.is_some_and(|last| last != leader);
-        self.last = Some(leader.to_owned());
-        (changed && expected.is_none()).then(|| lost.map_or(Duration::ZERO, |lost| now - lost))
-    }
+    remembered: ByCluster,
 }
 
 /// What the operator was started with.
@@ -123,43 +85,9 @@ impl Context {
             metrics,
             defaults: options.defaults.clone(),
             started: Instant::now(),
-            remembered: Mutex::default(),
+            remembered: ByCluster::default(),
         }
     }
-
-    /// Cannot be poisoned in a way that matters: what is remembered costs only time when it is lost.
-    fn remembered(&self, uid: &str) -> Remembered {
-        let remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
-        remembered.get(uid).cloned().unwrap_or_default()
-    }
-
-    fn remember(&self, uid: &str, change: impl FnOnce(&mut Remembered)) {
-        let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
-        change(remembered.entry(uid.to_owned()).or_default());
-    }
-
-    /// Of clusters that are gone, nothing is kept.
-    fn forget_all_but(&self, clusters: &Clusters) {
-        let uids: Vec<String> = clusters.state().iter().filter_map(|cluster| cluster.meta().uid.clone()).collect();
-        let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
-        remembered.retain(|uid, _| uids.contains(uid));
-    }
-
-    fn draw(&self, remembered: &Remembered) -> Draw {
-        Draw {
-            now_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
-            cluster_id: ClusterId::new(&random_hex()).expect("hexadecimal digits are legal in an id"),
-            token: remembered.token.clone().unwrap_or_else(|| format!("{}{}", random_hex(), random_hex())),
-            defaults: self.defaults.clone(),
-        }
-    }
-}
-
-/// 128 bits.
-fn random_hex() -> String {
-    let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).expect("the system gives random bytes");
-    format!("{:032x}", u128::from_be_bytes(bytes))
 }
 
 /// One for all namespaces, or one for each that is named.
@@ -197,7 +125,7 @@ pub async fn run(
         let context = Arc::new(Context::new(sources, Arc::clone(metrics), options));
         let controller = controller.graceful_shutdown_on(asked_to_end.clone());
         controller.run(reconcile, retry, Arc::clone(&context)).for_each(move |_| {
-            context.forget_all_but(&clusters);
+            context.remembered.forget_all_but(&clusters);
             std::future::ready(())
         })
     });
@@ -221,62 +149,61 @@ async fn reconcile(guarded: Arc<Guarded>, context: Arc<Context>) -> Result<Actio
         return Ok(Action::requeue(UNTIL_FILLED));
     }
     let (began, uid) = (Instant::now(), cluster.uid().unwrap_or_default());
-    let result = five_verbs(cluster, &context).await;
-    context.metrics.reconciled(began.elapsed(), result.as_ref().err());
+    let mut remembered = context.remembered.recall(&uid);
+    let result = five_verbs(cluster, &context, &mut remembered).await;
     if result.is_ok() {
-        context.remember(&uid, |remembered| remembered.failures = 0);
+        remembered.failures = 0;
     }
+    context.remembered.remember(uid, remembered);
+    context.metrics.reconciled(began.elapsed(), result.as_ref().err());
     result.map(Action::requeue)
 }
 
-pub(crate) async fn five_verbs(cluster: &KvCluster, context: &Context) -> Result<Duration, Error> {
-    let uid = cluster.uid().unwrap_or_default();
-    let remembered = context.remembered(&uid);
+async fn five_verbs(cluster: &KvCluster, context: &Context, remembered: &mut Remembered) -> Result<Duration, Error> {
     let observed = observe(&context.sources, cluster).await?;
-    let Validated { desired, problems } = validate::validate(cluster);
+    let Validated { desired, problems } = validate(cluster);
     let plan = match desired {
-        Some(desired) => plan::plan(&desired, &observed, &remembered.memory, &context.draw(&remembered)),
+        Some(desired) => {
+            let draw = remembered.draw(context.started.elapsed(), &context.defaults);
+            plan::plan(&desired, &observed, &remembered.memory, &draw)
+        }
         // What runs goes on as it is.
         None => plan::look(&Identity::of(cluster), &cluster.spec, &observed, &remembered.memory),
     };
     let (next, token) = (plan.next, observed.token());
     let applied = apply(&context.sources, cluster, token.clone(), plan).await;
-    context.remember(&uid, |remembered| {
-        remembered.memory = applied.memory.clone();
-        remembered.token = token.or(remembered.token.take());
-    });
+    remembered.memory = applied.memory.clone();
+    remembered.token = token.or(remembered.token.take());
     if let Some(Switched { to, why, took }) = applied.switched.clone() {
         context.metrics.switched(why, took);
-        context.remember(&uid, |remembered| remembered.leadership.expect(to));
+        remembered.leadership.expect(to);
     }
     if let Some(pod) = &applied.restarted {
         events::restarted(&context.recorder, cluster, pod).await;
     }
-    report(cluster, context, &observed, &applied, &problems).await?;
+    report_changes(context, remembered, &observed, &applied, &problems).await?;
     applied.error.map_or(Ok(next), Err)
 }
 
-async fn report(
-    cluster: &KvCluster,
+/// The status is written, and its changes told, only when there are some.
+async fn report_changes(
     context: &Context,
+    remembered: &mut Remembered,
     observed: &Observed,
     applied: &Applied,
     problems: &[Problem],
 ) -> Result<(), Error> {
-    let uid = cluster.uid().unwrap_or_default();
     let old = applied.cluster.status.clone().unwrap_or_default();
     let now = Time(Timestamp::now());
-    let status = report::status(&Identity::of(cluster), observed, applied, problems, &now);
-    context.remember(&uid, |remembered| {
-        let (before, now) = (old.leader.as_deref(), status.leader.as_deref());
-        if let Some(leaderless) = remembered.leadership.note(before, now, Instant::now()) {
-            context.metrics.failed_over(leaderless);
-        }
-    });
-    let since = context.remembered(&uid).reported.map(|at| at.elapsed());
+    let status = report::status(&Identity::of(&applied.cluster), observed, applied, problems, &now);
+    let (before, leader) = (old.leader.as_deref(), status.leader.as_deref());
+    if let Some(leaderless) = remembered.leadership.note(before, leader, Instant::now()) {
+        context.metrics.failed_over(leaderless);
+    }
+    let since = remembered.reported.map(|at| at.elapsed());
     let Some(changed) = report::changed(&applied.cluster, status, since) else { return Ok(()) };
     let written = write_status(&context.sources.client, &changed).await?;
-    context.remember(&uid, |remembered| remembered.reported = Some(Instant::now()));
+    remembered.reported = Some(Instant::now());
     events::publish(&context.recorder, &written, &old).await;
     Ok(())
 }
@@ -284,11 +211,10 @@ async fn report(
 /// A conflict is tried again with what is there now; the rest with growing pauses.
 fn retry(guarded: Arc<Guarded>, error: &Error, context: Arc<Context>) -> Action {
     let uid = guarded.meta().uid.clone().unwrap_or_default();
-    let mut failures = 0;
-    context.remember(&uid, |remembered| {
-        remembered.failures = remembered.failures.saturating_add(1);
-        failures = remembered.failures;
-    });
+    let mut remembered = context.remembered.recall(&uid);
+    remembered.failures = remembered.failures.saturating_add(1);
+    let failures = remembered.failures;
+    context.remembered.remember(uid, remembered);
     if let Error::Conflict { what } = error
         && failures <= CONFLICTS_MAX
     {

@@ -22,6 +22,7 @@ const APART: Duration = Duration::from_secs(3);
 struct Operator {
     world: World,
     context: Context,
+    remembered: Remembered,
 }
 
 impl Operator {
@@ -29,7 +30,8 @@ impl Operator {
         let defaults = Defaults { image: "kvcluster/kv-node:1".to_owned(), pull_secrets: Vec::new() };
         let options = Options { namespaces: Vec::new(), defaults };
         let sources = Sources { client: world.client(), nodes: NodeClient::default(), caches: world.state().caches() };
-        Self { world: world.clone(), context: Context::new(sources, Arc::default(), &options) }
+        let context = Context::new(sources, Arc::default(), &options);
+        Self { world: world.clone(), context, remembered: Remembered::default() }
     }
 
     async fn reconcile(&mut self) -> Result<Duration, Error> {
@@ -41,7 +43,7 @@ impl Operator {
     async fn reconcile_as(&mut self, cluster: KvCluster, caches: Caches) -> Result<Duration, Error> {
         self.context.sources.caches = caches;
         self.context.started = self.context.started.checked_sub(APART).unwrap();
-        five_verbs(&cluster, &self.context).await
+        five_verbs(&cluster, &self.context, &mut self.remembered).await
     }
 
     /// Until a reconcile finds nothing to do. An operator that has ended begins anew.
@@ -361,24 +363,6 @@ async fn a_spec_that_makes_no_sense_does_not_change_which_pods_are_updated() {
     operator.reconcile().await.unwrap();
     let status = stored(&world).status.unwrap();
     assert_eq!((status.updated_replicas, status.observed_generation), (3, Some(2)));
-}
-
-#[test]
-fn a_leader_that_was_lost_is_a_failover_and_one_that_was_asked_for_is_not() {
-    let (start, mut leadership) = (Instant::now(), Leadership::default());
-    let note = |leadership: &mut Leadership, leader: Option<&str>, seconds: u64| {
-        leadership.note(Some("demo-0"), leader, start + Duration::from_secs(seconds)).map(|time| time.as_secs())
-    };
-    assert_eq!(note(&mut leadership, Some("demo-0"), 0), None);
-    assert_eq!(note(&mut leadership, None, 1), None);
-    assert_eq!(note(&mut leadership, None, 2), None);
-    assert_eq!(note(&mut leadership, Some("demo-1"), 3), Some(2));
-    leadership.expect("demo-2".to_owned());
-    assert_eq!(note(&mut leadership, Some("demo-1"), 4), None);
-    assert_eq!(note(&mut leadership, Some("demo-2"), 5), None);
-    assert_eq!(note(&mut leadership, Some("demo-0"), 6), Some(0));
-    assert_eq!(note(&mut leadership, None, 7), None);
-    assert_eq!(note(&mut leadership, Some("demo-0"), 8), None, "the same again is no change");
 }
 
 #[tokio::test]
