@@ -7,6 +7,8 @@ mod frame;
 mod import;
 mod line;
 mod manifest;
+mod request;
+mod segments;
 mod snapshot;
 
 use kv_core::entry::{seal_line, verify_line};
@@ -14,12 +16,14 @@ use kv_core::entry::{seal_line, verify_line};
 /// One function, and the name of its corpus.
 pub type Target = (&'static str, fn(&[u8]));
 
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 8] = [
     ("body", body::body),
     ("frame", frame::frame),
     ("import", import::import),
     ("line", line::line),
     ("manifest", manifest::manifest),
+    ("request", request::request),
+    ("segments", segments::segments),
     ("snapshot", snapshot::snapshot),
 ];
 

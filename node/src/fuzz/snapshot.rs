@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use kv_core::entry::{Body, Control, Entry, EntryId};
 use kv_core::group::{MemberId, NodeName, Settings};
 
 use super::sealed;
@@ -12,6 +13,8 @@ use crate::wal::snapshot::{Checker, ReceiveError, Received, SnapshotError, Snaps
 use crate::wal::{NewVolume, Options, open};
 
 const SEGMENT_BYTES: u64 = 300;
+/// The highest id that a line may have.
+const NUMBER_MAX: u64 = u64::MAX / 2;
 
 pub(super) fn snapshot(data: &[u8]) {
     stream(data);
@@ -54,9 +57,19 @@ fn opens(storage: Arc<MemoryStorage>, received: Received) {
     let group = NewGroup::mint(&member).expect("random numbers");
     found_of_snapshot(&*storage, &group, received.staged).expect("memory takes all");
     let new_volume = NewVolume { name, member_id: MemberId(1), settings: Settings::default() };
-    let opened = open(storage, &Options::default(), &new_volume).expect("what was restored opens");
+    let open = || open(Arc::clone(&storage), &Options::default(), &new_volume).expect("what was restored opens");
+    let mut opened = open();
     assert!(!opened.recovered.report.is_damaged(), "{:?}", opened.recovered.report);
     assert_eq!(opened.recovered.state.applied(), position.id);
+    if position.id.0 >= NUMBER_MAX {
+        return;
+    }
+    let leader = Body::Control(Control::Epoch { leader: MemberId(1) });
+    let next = Entry::encode(position.id.next(), position.epoch, Some(1), leader);
+    opened.wal.append(&[next], EntryId::ZERO).expect("it goes on");
+    drop(opened);
+    let report = open().recovered.report;
+    assert!(!report.is_damaged() && report.torn_tail.is_none(), "{report:?}");
 }
 
 /// The stream with CRCs that hold, and with the trailer that belongs to it.

@@ -113,16 +113,26 @@ pub fn run(options: &ImportOptions) -> Result<ImportReport, ImportError> {
     Ok(report)
 }
 
-/// As [`run`], of text: what cannot be imported is skipped. Returns the last id. For the fuzzer.
-pub(crate) fn import_bytes<S: Storage>(log: &[u8], storage: &S, member: &NewMember) -> io::Result<u64> {
+/// As [`collect`], of text: what cannot be imported is skipped. For the fuzzer.
+fn collect_text(log: &[u8]) -> (Keys, EntryId) {
     let mut lines = Lines::default();
     let parsed = log.split(|&byte| byte == b'\n').filter_map(|text| line::parse(text).ok());
     parsed.for_each(|line| drop(lines.add(line)));
     let last_id = lines.last_id();
+    (lines.replay(), last_id)
+}
+
+/// As [`run`], of text. Returns the last id. For the fuzzer.
+pub(crate) fn import_bytes<S: Storage>(log: &[u8], storage: &S, member: &NewMember) -> io::Result<u64> {
+    let (keys, last_id) = collect_text(log);
     let group = NewGroup::mint(member).map_err(io::Error::other)?;
-    let report = &mut ImportReport::default();
-    write_volume(storage, lines.replay(), last_id, &group, Settings::default(), report)?;
+    write_volume(storage, keys, last_id, &group, Settings::default(), &mut ImportReport::default())?;
     Ok(last_id.0)
+}
+
+/// Whether the files of a directory make the state that this text does. For the fuzzer.
+pub(crate) fn reads_as(source: &Path, text: &[u8]) -> Result<bool, ImportError> {
+    Ok(collect(source, OnDamage::Skip, &mut ImportReport::default())? == collect_text(text))
 }
 
 /// What Python writes after it has read this; None: it is no object to it. For the fuzzer.

@@ -73,7 +73,9 @@ impl<S: Storage> SnapshotReceiver<S> {
     /// The stream has ended. The files are durable when this returns.
     pub fn finish(self) -> Result<Received, ReceiveError> {
         let header = self.checker.finish()?;
-        let Header { kvcluster_snapshot: _, cluster_id, position, base, gaps } = header.clone();
+        let Header { kvcluster_snapshot: _, cluster_id, position, base, mut gaps } = header.clone();
+        // Those above it are of entries that it does not cover: others may follow it.
+        gaps.retain(|gap| gap.last <= position.id);
         let Files { staging, sealed, counts, .. } = self.files;
         let generation = staging.generation();
         staging.keep()?;
