@@ -7,22 +7,24 @@ use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use kv_tests::{Rule, pass, wait_until};
+use kv_tests::{Rule, flip_byte, pass, sealed_files, wait_until};
 use serde_json::json;
 
 use crate::dice::Dice;
-use crate::group::Group;
+use crate::group::{Group, target};
 
 /// For what the group must manage by itself, on a loaded machine.
 const SECONDS_MAX: u64 = 90;
 /// What a full volume has left: below the node's reserve, with room for its log.
 const LEFT_BYTES: u64 = 12 << 20;
 const BALLAST_STEP_BYTES: usize = 1 << 20;
+/// Of a configuration that no run comes to.
+const NO_CONFIG_ID: u64 = 1_000_000_000;
 /// Entries that a follower may lack and still be counted as caught up under load.
 const LAG_ENTRIES_MAX: u64 = 2_000;
 
 /// Every fault, and how often it is chosen.
-const FAULTS: [(Fault, usize); 16] = [
+const FAULTS: [(Fault, usize); 17] = [
     (Fault::KillOne, 14),
     (Fault::KillLeader, 10),
     (Fault::KillSome, 8),
@@ -37,9 +39,29 @@ const FAULTS: [(Fault, usize); 16] = [
     (Fault::Lead, 10),
     (Fault::FullDisk, 8),
     (Fault::Compaction, 8),
+    (Fault::Damage, 8),
     (Fault::LostVolume, 8),
     (Fault::Membership, 8),
 ];
+/// What takes a few seconds each.
+const QUICK: [Fault; 14] = [
+    Fault::KillOne,
+    Fault::KillLeader,
+    Fault::KillSome,
+    Fault::PauseOne,
+    Fault::PauseLeader,
+    Fault::CutOneWay,
+    Fault::Isolate,
+    Fault::Halves,
+    Fault::Stall,
+    Fault::Drops,
+    Fault::Lead,
+    Fault::FullDisk,
+    Fault::Compaction,
+    Fault::Damage,
+];
+/// Of a fault that may come to nothing.
+const ATTEMPTS_MAX: usize = 5;
 /// Chosen once for each this many others, as it takes longest.
 const OTHERS_FOR_A_ROLL: usize = 12;
 
@@ -59,15 +81,27 @@ pub(crate) enum Fault {
     Lead,
     FullDisk,
     Compaction,
+    /// Of a sealed file, at rest.
+    Damage,
     LostVolume,
     Membership,
     RollingRestart,
+}
+
+/// Which faults a run makes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Plan {
+    /// Any, for so long.
+    For(Duration),
+    /// Each of [`QUICK`] once.
+    EachQuick,
 }
 
 pub(crate) struct Nemesis<'g> {
     group: &'g mut Group,
     dice: Dice,
     begin: Instant,
+    /// How often each was made; one that came to nothing does not count.
     pub(crate) done: BTreeMap<Fault, u32>,
     /// What was not as it should be and did not stop the run.
     pub(crate) wrong: Vec<String>,
@@ -78,18 +112,37 @@ impl<'g> Nemesis<'g> {
         Self { group, dice: Dice::of(seed, u64::MAX), begin: Instant::now(), done: BTreeMap::new(), wrong: Vec::new() }
     }
 
-    pub(crate) async fn run(&mut self, length: Duration) {
-        while self.begin.elapsed() < length {
-            let fault = self.choose();
-            let slow = self.dice.percent(30).then(|| self.dice.millis(1..25));
-            let slowly = slow.map_or(String::new(), |delay| format!(" over links that delay {delay:?}"));
-            println!("{:7.2} s  {fault:?}{slowly}", self.begin.elapsed().as_secs_f64());
-            self.set_all(slow.map_or(Rule::Open, Rule::Delay));
-            self.carry_out(fault).await;
-            self.group.network.heal();
-            *self.done.entry(fault).or_default() += 1;
-            self.last(100..1_500).await;
+    pub(crate) async fn run(&mut self, plan: Plan) {
+        match plan {
+            Plan::For(length) => {
+                while self.begin.elapsed() < length {
+                    let fault = self.choose();
+                    self.make(fault).await;
+                }
+            }
+            Plan::EachQuick => {
+                for fault in QUICK {
+                    for _ in 0..ATTEMPTS_MAX {
+                        if self.make(fault).await {
+                            break;
+                        }
+                    }
+                }
+            }
         }
+    }
+
+    /// False: it came to nothing.
+    async fn make(&mut self, fault: Fault) -> bool {
+        let slow = self.dice.percent(30).then(|| self.dice.millis(1..25));
+        let slowly = slow.map_or(String::new(), |delay| format!(" over links that delay {delay:?}"));
+        println!("{:7.2} s  {fault:?}{slowly}", self.begin.elapsed().as_secs_f64());
+        self.set_all(slow.map_or(Rule::Open, Rule::Delay));
+        let is_made = self.carry_out(fault).await;
+        self.group.network.heal();
+        *self.done.entry(fault).or_default() += u32::from(is_made);
+        self.last(100..1_500).await;
+        is_made
     }
 
     fn choose(&mut self) -> Fault {
@@ -106,7 +159,8 @@ impl<'g> Nemesis<'g> {
         unreachable!("below the sum of all weights")
     }
 
-    async fn carry_out(&mut self, fault: Fault) {
+    /// False: it came to nothing.
+    async fn carry_out(&mut self, fault: Fault) -> bool {
         let leader = self.group.leader().await;
         let any = self.dice.below(self.size());
         let led = leader.unwrap_or(any);
@@ -128,13 +182,15 @@ impl<'g> Nemesis<'g> {
             Fault::Halves => self.halves().await,
             Fault::Stall => self.stall(any).await,
             Fault::Drops => self.drops().await,
-            Fault::Lead => self.lead(any).await,
+            Fault::Lead => return self.lead(any).await,
             Fault::FullDisk => self.full_disk().await,
-            Fault::Compaction => self.compaction().await,
+            Fault::Compaction => return self.compaction().await,
+            Fault::Damage => return self.damage(any).await,
             Fault::LostVolume => self.lost_volume(any).await,
             Fault::Membership => self.membership().await,
             Fault::RollingRestart => self.rolling_restart().await,
         }
+        true
     }
 
     fn size(&self) -> usize {
@@ -232,9 +288,24 @@ impl<'g> Nemesis<'g> {
         }
     }
 
-    async fn lead(&mut self, node: usize) {
+    /// By a target that is right, absent, or of another configuration: that one must be refused.
+    async fn lead(&mut self, node: usize) -> bool {
         let node = &self.group.cluster.nodes[node];
-        node.try_request(node.request("POST", "/cluster/lead").body("{}")).await;
+        let mut body = json!({});
+        let is_wrong = self.dice.percent(30);
+        if is_wrong || self.dice.percent(60) {
+            let Some(status) = node.try_status().await else { return false };
+            body = target(&status);
+        }
+        if is_wrong {
+            body["if_config_id"] = json!(NO_CONFIG_ID);
+        }
+        let order = node.request("POST", "/cluster/lead").header("content-type", "application/json");
+        let Some(answer) = node.try_request(order.body(body.to_string())).await else { return false };
+        if is_wrong && answer.status == 200 {
+            self.wrong.push(format!("{} led for a configuration that there is not", node.name()));
+        }
+        true
     }
 
     /// By its volume when there is one, else by a limit; sometimes so many that nobody can write.
@@ -263,11 +334,45 @@ impl<'g> Nemesis<'g> {
         node.try_request(node.request("POST", "/settings").header("content-type", "application/json").body(body)).await;
     }
 
-    async fn compaction(&mut self) {
+    async fn compaction(&mut self) -> bool {
+        let mut compacted = 0;
         for node in self.some() {
             let node = &self.group.cluster.nodes[node];
-            node.try_request(node.request("POST", "/compaction/run?force=true")).await;
+            let answer = node.try_request(node.request("POST", "/compaction/run?force=true")).await;
+            compacted += usize::from(answer.is_some_and(|answer| answer.status == 200));
         }
+        compacted > 0
+    }
+
+    /// A byte of a sealed file flips, while the node runs or is down. Only in a group that is whole, as for a lost
+    /// volume; it puts the file right by itself, if no compaction takes it away first.
+    async fn damage(&mut self, node: usize) -> bool {
+        self.group.network.heal();
+        self.whole().await;
+        let is_running = self.dice.percent(60);
+        if !is_running {
+            self.group.kill(node);
+        }
+        let dir = self.group.cluster.nodes[node].spec.data_dir.clone();
+        let files = sealed_files(&dir);
+        let at = self.dice.below(1 << 20) as u64;
+        let struck = files.get(self.dice.below(files.len().max(1))).and_then(|(kind, name)| {
+            println!("           a byte of {name} ({kind}) of {}", self.group.cluster.nodes[node].name());
+            let path = dir.join(name);
+            Some((flip_byte(&path, at)?, path))
+        });
+        if !is_running {
+            self.group.start_again(node).await;
+        }
+        let Some((damaged, path)) = struck else { return false };
+        let node = &self.group.cluster.nodes[node];
+        wait_until(&format!("{} is repaired", path.display()), SECONDS_MAX, || async {
+            let Some(status) = node.try_status().await else { return false };
+            status["corruption"]["unrepaired"] == json!([]) && std::fs::read(&path).ok() != Some(damaged.clone())
+        })
+        .await;
+        self.whole().await;
+        true
     }
 
     /// Only in a group that is whole: what is promised holds while a majority of the volumes survives.

@@ -3,13 +3,18 @@
 
 use std::process::Command;
 
+use kv_core::contract::Failover;
 use kv_tests::{
     Cluster, ClusterSpec, Network, Node, NodeSpec, START_SECONDS, Site, SmallVolume, member_name, wait_until,
 };
 use serde_json::{Value, json};
 
+use crate::director::Director;
+
 /// Small, so that segments are sealed, compacted and sent all the time.
 const SEGMENT_BYTES: usize = 32 * 1024;
+/// Seconds, so that damage is found at once.
+const SCRUB_INTERVAL: &str = "0.5";
 /// Thrice the node's reserve.
 const VOLUME_MEGABYTES: u32 = 96;
 
@@ -21,10 +26,13 @@ pub(crate) struct Group {
     pub(crate) network: Network,
     /// Under the last voter. None: this process may not mount.
     pub(crate) volume: Option<SmallVolume>,
+    pub(crate) failover: Failover,
+    /// Whom a manual group has.
+    _director: Option<Director>,
 }
 
 impl Group {
-    pub(crate) async fn start(voters: u16) -> Self {
+    pub(crate) async fn start(voters: u16, failover: Failover) -> Self {
         let site = Site::kept();
         let network = Network::new();
         let volume = SmallVolume::mount(site.path("volume"), VOLUME_MEGABYTES);
@@ -38,13 +46,17 @@ impl Group {
         for spec in &specs {
             network.open(&spec.name).await;
         }
-        let mut cluster = ClusterSpec::new(voters).automatic().start_as(site, specs).await;
+        let group = ClusterSpec::new(voters).arg("--scrub-interval", SCRUB_INTERVAL);
+        let group = if failover == Failover::Automatic { group.automatic() } else { group };
+        let mut cluster = group.start_as(site, specs).await;
         // A WARN tells of a fault that was made; an ERROR would be the node's own.
         for node in &mut cluster.nodes {
             allow_warnings(node);
         }
-        let spare_spec = spare_spec.fast().arg("--join", "true").arg("--failover", "automatic");
-        Self { cluster, spare: None, spare_spec, network, volume }
+        let spare_spec = spare_spec.fast().arg("--join", "true").arg("--failover", failover);
+        let director =
+            (failover == Failover::Manual).then(|| Director::start(cluster.site.client().clone(), cluster.urls()));
+        Self { cluster, spare: None, spare_spec, network, volume, failover, _director: director }
     }
 
     pub(crate) fn names(&self) -> Vec<String> {
@@ -103,9 +115,9 @@ impl Group {
         let leader = &self.cluster.nodes[leader];
         let Some(status) = leader.try_status().await else { return false };
         let mut body = body.clone();
-        body["cluster_id"] = status["cluster_id"].clone();
-        body["target_member_id"] = status["member_id"].clone();
-        body["if_config_id"] = status["config_id"].clone();
+        for (name, value) in target(&status).as_object().expect("an object") {
+            body[name] = value.clone();
+        }
         let request = leader.request(method, path).header("content-type", "application/json").body(body.to_string());
         leader.try_request(request).await.is_some_and(|answer| answer.status == 200)
     }
@@ -158,6 +170,15 @@ impl Drop for Group {
             Command::new("cp").arg("-a").arg(volume.path().join("data")).arg(kept).status().ok();
         }
     }
+}
+
+/// The ids by which an order says whom it is for.
+pub(crate) fn target(status: &Value) -> Value {
+    json!({
+        "cluster_id": status["cluster_id"],
+        "target_member_id": status["member_id"],
+        "if_config_id": status["config_id"],
+    })
 }
 
 fn spec(site: &Site, network: &Network, name: &str, index: u16) -> NodeSpec {

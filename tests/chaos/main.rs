@@ -3,10 +3,11 @@
 //! `kv-chaos --seconds 60 --seed 7` prints what it did and the verdict; exit status 1 when a promise
 //! broke, and then the data directories, the logs and the history are kept.
 //!
-//! Reading order: `run`, `faults`, `client`, `verdict`; `group` and `dice` serve them.
+//! Reading order: `run`, `faults`, `client`, `verdict`; `group`, `director` and `dice` serve them.
 
 mod client;
 mod dice;
+mod director;
 mod faults;
 mod group;
 mod run;
@@ -23,6 +24,7 @@ use clap::Parser;
 use kv_tests::history::{Operation, read_json_lines, write_json_lines};
 
 use crate::client::Field;
+use crate::faults::Plan;
 use crate::run::Report;
 
 #[derive(Parser)]
@@ -31,7 +33,10 @@ struct Arguments {
     /// How long faults are made
     #[arg(long, default_value_t = 60)]
     seconds: u64,
-    /// Chooses the faults and what clients do; drawn from the clock when absent
+    /// Make each fault that takes little time once, instead of faults for a time
+    #[arg(long)]
+    quick: bool,
+    /// Chooses the faults and what clients do, and every fourth one manual failover; drawn from the clock when absent
     #[arg(long)]
     seed: Option<u64>,
     /// Only judge this history again, as an earlier run kept it
@@ -46,7 +51,8 @@ fn main() -> ExitCode {
     }
     let seed = arguments.seed.unwrap_or_else(from_clock);
     let runtime = tokio::runtime::Runtime::new().expect("a runtime starts");
-    runtime.block_on(chaos(seed, Duration::from_secs(arguments.seconds)))
+    let plan = if arguments.quick { Plan::EachQuick } else { Plan::For(Duration::from_secs(arguments.seconds)) };
+    runtime.block_on(chaos(seed, plan))
 }
 
 fn from_clock() -> u64 {
@@ -61,13 +67,13 @@ fn judge_again(path: &Path) -> ExitCode {
     if wrong.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-async fn chaos(seed: u64, length: Duration) -> ExitCode {
-    println!("seed {seed}, {} s", length.as_secs());
+async fn chaos(seed: u64, plan: Plan) -> ExitCode {
+    println!("seed {seed}, {plan:?}");
     let group = run::start(seed).await;
     let dir = group.cluster.site.dir().to_path_buf();
     let field = Arc::new(run::field(&group));
     // A task of its own: what panics there is a verdict, too.
-    let ended = tokio::spawn(run::run(group, Arc::clone(&field), seed, length)).await;
+    let ended = tokio::spawn(run::run(group, Arc::clone(&field), seed, plan)).await;
     let mut wrong = match ended {
         Ok(report) => summarise(report),
         Err(error) => vec![format!("the group did not get on: {error}")],
@@ -87,8 +93,8 @@ async fn chaos(seed: u64, length: Duration) -> ExitCode {
 }
 
 fn summarise(report: Report) -> Vec<String> {
-    let Report { voters, disk, faults, writers_acknowledged, wrong } = report;
-    println!("{voters} voters; full disks by {disk}");
+    let Report { voters, failover, disk, faults, writers_acknowledged, wrong } = report;
+    println!("{voters} voters, {failover} failover; full disks by {disk}");
     println!("faults: {faults:?}");
     println!("writes of keys of their own, acknowledged and found on every node: {writers_acknowledged}");
     wrong

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use kv_core::contract::Failover;
 use kv_tests::{Caller, Load, wait_until};
 
 use crate::client::{ATTEMPT_TIMEOUT, Client, Field};
 use crate::dice::Dice;
-use crate::faults::{Fault, Nemesis};
+use crate::faults::{Fault, Nemesis, Plan};
 use crate::group::{Group, errors};
 use crate::verdict;
 
@@ -22,9 +23,9 @@ const PATIENCE: Duration = Duration::from_secs(90);
 const PROGRESS: (u64, u64) = (200, 60);
 
 /// What a run did and found.
-#[derive(Default)]
 pub(crate) struct Report {
     pub(crate) voters: u16,
+    pub(crate) failover: Failover,
     pub(crate) disk: &'static str,
     pub(crate) faults: BTreeMap<Fault, u32>,
     pub(crate) writers_acknowledged: usize,
@@ -42,18 +43,25 @@ pub(crate) fn field(group: &Group) -> Field {
 
 pub(crate) async fn start(seed: u64) -> Group {
     let voters = *Dice::of(seed, 1 << 32).pick(&[3, 3, 4, 5]);
-    Group::start(voters).await
+    let failover = if seed.is_multiple_of(4) { Failover::Manual } else { Failover::Automatic };
+    Group::start(voters, failover).await
 }
 
 /// Panics where the group does not get on by itself.
-pub(crate) async fn run(mut group: Group, field: Arc<Field>, seed: u64, length: Duration) -> Report {
-    let mut report = Report { voters: u16::try_from(group.cluster.nodes.len()).expect("few"), ..Report::default() };
-    report.disk = if group.volume.is_some() { "a full tmpfs, and --storage-limit" } else { "--storage-limit alone" };
+pub(crate) async fn run(mut group: Group, field: Arc<Field>, seed: u64, plan: Plan) -> Report {
+    let mut report = Report {
+        voters: u16::try_from(group.cluster.nodes.len()).expect("few"),
+        failover: group.failover,
+        disk: if group.volume.is_some() { "a full tmpfs, and --storage-limit" } else { "--storage-limit alone" },
+        faults: BTreeMap::new(),
+        writers_acknowledged: 0,
+        wrong: Vec::new(),
+    };
     let clients: Vec<_> =
         (0..CLIENTS).map(|index| tokio::spawn(Client::new(Arc::clone(&field), index, seed).run())).collect();
     let load = Load::start(&group.cluster.site, &group.cluster.urls(), WRITERS, PATIENCE);
     let mut nemesis = Nemesis::new(&mut group, seed);
-    nemesis.run(length).await;
+    nemesis.run(plan).await;
     report.faults = std::mem::take(&mut nemesis.done);
     report.wrong = std::mem::take(&mut nemesis.wrong);
     group.heal().await;
