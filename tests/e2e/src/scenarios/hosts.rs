@@ -58,13 +58,13 @@ pub(crate) async fn drained(suite: Arc<Suite>, name: &'static str) -> Report {
     suite.faults.uncordon(&suite.kube, &host).await;
     trial.close(120, Target::Planned).await;
     cordoned(&suite, &mut trial).await;
-    evicted(&mut trial).await;
+    evicted(&trial).await;
     trial.end().await
 }
 
-/// While a member stands still, no other may be evicted, and it may.
-async fn evicted(trial: &mut Trial) {
-    trial.open().await;
+/// While a member stands still, no other may be evicted, and it may. What clients feel of it is not measured: whoever
+/// asks the one that stands still waits for the end of his own attempt.
+async fn evicted(trial: &Trial) {
     let store = trial.store.clone();
     let status = store.status().await;
     let [still, other] = &status.followers[..] else { panic!("two follow: {:?}", status.followers) };
@@ -81,7 +81,8 @@ async fn evicted(trial: &mut Trial) {
     store.evicts_no_other(other).await;
     store.evict(still).await.expect("the one that serves nobody may go");
     signal(&store, still, Signal::Cont).await;
-    trial.close(120, Target::Silence).await;
+    trial.load.flows(60).await;
+    store.healthy(120).await;
 }
 
 /// Leadership moves before anything is evicted.
