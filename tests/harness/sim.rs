@@ -22,8 +22,8 @@
 //! A run has three parts: a group is founded; it works while everything goes wrong; the faults stop, and
 //! within a bound everything must be well again. A broken promise is a panic, caught and told with its seed.
 //!
-//! Reading order: this file, [`world`], [`node`], [`watch`]; then [`disk`], [`network`], [`faults`],
-//! [`beside`], [`clients`], [`admin`], [`recovery`], [`tuning`].
+//! Reading order: this file, [`world`], [`node`], [`watch`]; then [`disk`], [`network`], [`faults`], [`spare`],
+//! [`beside`], [`clients`], [`admin`], [`targets`], [`recovery`], [`tuning`].
 
 mod admin;
 mod beside;
@@ -40,6 +40,8 @@ mod node;
 mod panics;
 mod recovery;
 mod shape;
+mod spare;
+mod targets;
 mod trace;
 mod tuning;
 mod watch;
@@ -130,27 +132,47 @@ impl World {
         self.check_the_end();
     }
 
-    /// After the faults stop, there is progress within a bound.
+    /// After the faults stop, everybody is served within a bound, nothing is left damaged, and nobody waits.
     fn get_well(&mut self) {
-        let give_up_us = self.now_us + WELL_WITHIN_US;
-        let committed = self.watch.committed();
+        let (over_us, give_up_us) = (self.now_us, self.now_us + WELL_WITHIN_US);
+        self.clients.ask_anew();
         loop {
             self.run_until(self.now_us + LOOK_EVERY_US, |_| false);
             self.compact_everywhere();
-            let progresses = self.watch.committed() > committed + 3;
-            if progresses && self.all_are_level() {
-                return;
-            }
-            assert!(self.now_us < give_up_us, "the group is not well again in time: {}", self.describe());
+            let ill =
+                self.all_are_level().and_then(|()| self.all_are_sound()).and_then(|()| self.all_are_served(over_us));
+            let Err(ill) = ill else { return };
+            assert!(self.now_us < give_up_us, "the group is not well again in time: {ill}{}", self.describe());
         }
     }
 
     /// Everybody runs, in one group, and has applied what anybody has, but for what is on its way now.
-    fn all_are_level(&self) -> bool {
+    fn all_are_level(&self) -> Result<(), String> {
         let newest = self.watch.committed();
         let is_level = |process: &node::Process| process.view.serves && process.applied().0 + 20 >= newest;
-        let all_run = self.processes().count() == self.shape.nodes;
-        all_run && self.processes().all(is_level) && self.are_of_one_group()
+        if self.processes().count() < self.shape.nodes {
+            return Err("somebody does not run".to_owned());
+        }
+        let level = self.processes().all(is_level) && self.are_of_one_group();
+        level.then_some(()).ok_or_else(|| "somebody lags".to_owned())
+    }
+
+    /// What was damaged is made again.
+    fn all_are_sound(&self) -> Result<(), String> {
+        let is_sound = |process: &&node::Process| {
+            process.rot.is_none() && !self.nodes[process.place.node].volume.ledger.is_damaged
+        };
+        let damaged = self.processes().find(|process| !is_sound(process));
+        damaged.map_or(Ok(()), |process| Err(format!("{} is left damaged", self.nodes[process.place.node].name)))
+    }
+
+    /// Each client was served since, and whoever had asked a node before has its answer, and be it that there is none.
+    fn all_are_served(&self, since_us: u64) -> Result<(), String> {
+        if let Some(client) = self.clients.unserved() {
+            return Err(format!("client {client} got no write and no linearizable read answered"));
+        }
+        let forgotten = self.longest_waiting().filter(|(asked_us, _)| *asked_us < since_us);
+        forgotten.map_or(Ok(()), |(asked_us, who)| Err(format!("{who}, asked at {asked_us} us, and is not answered")))
     }
 
     fn check_the_end(&mut self) {

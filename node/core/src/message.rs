@@ -49,6 +49,13 @@ pub struct Seen {
     pub durable: LogPosition,
 }
 
+/// Who votes by the last configuration in a log, committed or not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VotersAt {
+    pub config_id: EntryId,
+    pub member_ids: Vec<MemberId>,
+}
+
 /// A message between two members of one group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Message {
@@ -76,9 +83,11 @@ pub enum Message {
     },
     /// What a member showed was accepted (and is remembered durably): it may vote and acknowledge.
     /// It answers one start; another one of the same incarnation is a copy's. 0: from a release that didn't say which.
+    /// `voters` are those that count for the sender, whom the receiver may know less of. None: from a release that didn't say.
     Accepted {
         incarnation: u64,
         start_id: u64,
+        voters: Option<VotersAt>,
     },
     /// What a member showed is older than what this voter saw of it: a copied or restored volume.
     Stale {

@@ -124,6 +124,10 @@ mutants! {
     RefuseFromInFlight,
     /// A refusal goes out only when a round begun after the request has confirmed the leader.
     RefuseUnconfirmed,
+    /// A request id that comes with something else is no copy of the first.
+    ReuseIsCopy,
+    /// Every copy of a request in flight is answered.
+    CopiesUnanswered,
     /// On a full disk writes are refused before anything is written.
     WriteWhenFull,
     /// On a full disk deletes go on.
@@ -152,6 +156,8 @@ mutants! {
     RemoveUnsafely,
     /// Whoever a change of voters rests on has answered since it was asked for.
     ChangeUnanswered,
+    /// A configuration that is cut is in force no more.
+    KeepCutConfiguration,
     /// A name is refused to others while its member was heard within the time-out.
     TakeNameOfTheLiving,
     /// A directive is carried out only where, and on what, it was decided.
@@ -190,6 +196,8 @@ mutants! {
     SupersededComesBack,
     /// A member neither votes nor acknowledges before it has shown itself to a majority.
     ActUnshown,
+    /// An acceptance is of one start of a member.
+    CountAcceptanceOfAnotherStart,
     /// What was seen of a member is durable before it is accepted.
     AcceptBeforeSeenIsDurable,
     /// Only what is on disk is shown.
@@ -210,6 +218,8 @@ mutants! {
     ForgetQuarantineAtRestart,
     /// A member that left for a snapshot comes back with all that it had acknowledged.
     LeaveWithLess,
+    /// A member leaves for a snapshot only while the others are a majority without it.
+    LeaveTheOthersTooFew,
     /// Only the present leader says up to where a quarantined member must be refilled.
     RefillFromFollower,
     /// A leader says so only when a majority has confirmed it since it was asked.

@@ -31,7 +31,7 @@ use crate::entry::{EntryId, Epoch, LogPosition};
 use crate::group::{Configuration, ConfigurationAt, MemberId, MemberInfo};
 use crate::heartbeat::Heard;
 use crate::keyspace::Keyspace;
-use crate::message::{Append, Heartbeat, Hello, Message, Promise, Seen};
+use crate::message::{Append, Heartbeat, Hello, Message, Promise, Seen, VotersAt};
 use crate::mutant::{self, Mutant};
 use crate::sessions::Sessions;
 use crate::state_machine::StateMachine;
@@ -65,8 +65,8 @@ pub struct Replica {
     leader_heard: Heard,
     /// Whoever led before this epoch was lost, rather than replaced.
     leader_fell_silent: bool,
-    /// A majority of voters accepted what this member showed of itself since its start.
-    shown_to: BTreeSet<MemberId>,
+    /// Who accepted what this member showed of itself since its start, and whom each takes for the voters.
+    shown_to: BTreeMap<MemberId, Option<VotersAt>>,
     /// Members that have ever accepted this start.
     accepted_by: BTreeSet<MemberId>,
     /// Another process of this member was accepted after this one.
@@ -265,7 +265,7 @@ impl Replica {
             leader: None,
             leader_heard: Heard::default(),
             leader_fell_silent: false,
-            shown_to: BTreeSet::new(),
+            shown_to: BTreeMap::new(),
             accepted_by: BTreeSet::new(),
             superseded: false,
             persist: PersistQueue::default(),
@@ -426,7 +426,9 @@ impl Replica {
             Message::TransferRequest { epoch } => self.on_transfer_request(now, from, epoch),
             Message::TimeoutNow { epoch } => self.on_timeout_now(now, from, epoch),
             Message::NotAMember { config_id } => self.on_not_a_member(now, from, config_id),
-            Message::Accepted { incarnation, start_id } => self.on_accepted(from, incarnation, start_id),
+            Message::Accepted { incarnation, start_id, voters } => {
+                self.on_accepted(from, incarnation, start_id, voters)
+            }
             Message::Stale { seen, reason } => self.on_stale(now, from, seen, &reason),
             Message::Show { hello, answer } => self.on_show(from, *hello, answer),
             Message::RefillRequest { epoch, number } => self.on_refill_request(from, epoch, number),

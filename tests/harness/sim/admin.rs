@@ -2,7 +2,7 @@
 //! gets it wrong: orders come late, twice, and to nodes they were not meant for. After the faults he puts
 //! right what a person or the operator would.
 
-use kv_core::contract::{Input, Refusal, Reply, Request, SettingsChange, Target, Token};
+use kv_core::contract::{Input, Refusal, Reply, Request, SettingsChange, Token};
 use kv_core::entry::EntryId;
 use kv_core::group::{ClusterId, MemberId, MemberInfo};
 use kv_core::status::Role;
@@ -11,12 +11,15 @@ use super::Profile;
 use super::coverage::Reached;
 use super::node::{Happening, Place};
 use super::shape::Emphasis;
+use super::targets::{FAR, Judged, another_cluster};
 use super::world::{Event, Waiter, World};
 
 /// What an order is for, to know what its answer means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Order {
     Bootstrap,
+    /// With another body or target, of a node that is founded.
+    BootstrapWrongly,
     Learner,
     /// A learner under the name of a voter whose volume is gone.
     Replacement,
@@ -27,6 +30,8 @@ pub(crate) enum Order {
     /// A learner under the name of this voter.
     TakeName(MemberId),
     HandOver,
+    /// By the node itself, which has found damage.
+    StepDown,
     Settings,
     Tune,
     /// With a time-out that no interval fits into.
@@ -47,6 +52,7 @@ pub(crate) struct Admin {
     has_led: bool,
     /// Sent before, and perhaps sent again.
     sent: Vec<(usize, Order, Request)>,
+    pub(crate) judged: Judged,
     /// True: nothing is asked for but what makes the group whole.
     pub(crate) repairs: bool,
 }
@@ -108,19 +114,36 @@ impl World {
         for index in 0..self.admin.founded.len() {
             let is_due = !self.admin.founded[index] || self.random.percent(30);
             if is_due && self.random.percent(80) {
-                self.order(index, Order::Bootstrap, self.bootstrap_body());
+                let body = self.bootstrap_body(index);
+                self.order(index, Order::Bootstrap, body);
             }
         }
     }
 
-    fn bootstrap_body(&self) -> Request {
+    fn bootstrap_body(&mut self, index: usize) -> Request {
+        let seen = self.info(index).map(|info| info.member_id);
         Request::Bootstrap {
-            target_member_id: None,
-            if_config_id: None,
+            target_member_id: seen.filter(|_| self.random.percent(60)),
+            if_config_id: self.random.percent(60).then_some(EntryId::ZERO),
             cluster_id: Self::cluster_id(),
             voters: self.admin.founders.clone(),
             settings: self.shape.settings,
         }
+    }
+
+    fn bootstrap_wrongly(&mut self, index: usize) {
+        if !self.nodes[index].volume.ledger.is_member {
+            return;
+        }
+        let mut body = self.bootstrap_body(index);
+        if let Request::Bootstrap { target_member_id, if_config_id, cluster_id, .. } = &mut body {
+            match self.random.below(3) {
+                0 => *target_member_id = Some(MemberId(1)),
+                1 => *if_config_id = Some(EntryId(FAR)),
+                _ => *cluster_id = another_cluster(),
+            }
+        }
+        self.order_once(index, Order::BootstrapWrongly, body);
     }
 
     /// Without failover of its own a group is led by whom it is told to.
@@ -153,6 +176,7 @@ impl World {
             }
             7..9 => self.remove(leader, index),
             9..11 => self.order(index, Order::Lead, Request::Lead { target: None }),
+            11 if self.random.percent(40) => self.bootstrap_wrongly(index),
             11 => self.lead_by_target(index),
             12 => self.lead_wrongly(index),
             13 => self.order(leader, Order::HandOver, Request::HandOver),
@@ -171,7 +195,7 @@ impl World {
             0..2 => self.order(index, Order::Lead, Request::Lead { target: None }),
             2 => self.lead_by_target(index),
             3 => self.lead_wrongly(index),
-            4 => self.order(leader, Order::HandOver, Request::HandOver),
+            4 if !self.has_copy_among_odd() => self.order(leader, Order::HandOver, Request::HandOver),
             _ => self.change_settings(leader),
         }
         self.watch_hand_overs();
@@ -225,33 +249,25 @@ impl World {
         });
         let order = if replaces && order == Order::Learner { Order::Replacement } else { order };
         let voter = order == Order::Voter;
-        self.order(at, order, Request::AddMember { target: None, member, voter });
+        let target = self.order_target(at);
+        self.order(at, order, Request::AddMember { target, member, voter });
     }
 
     fn remove(&mut self, at: usize, index: usize) {
         let Some(member_id) = self.info(index).map(|info| info.member_id) else { return };
-        self.order(at, Order::Remove, Request::RemoveMember { target: None, member_id });
+        let target = self.order_target(at);
+        self.order(at, Order::Remove, Request::RemoveMember { target, member_id });
     }
 
     fn lead_by_target(&mut self, index: usize) {
-        let Some(process) = self.nodes[index].process.as_ref() else { return };
-        let config_id = process.replica.status(self.clock_of(process.place)).config_id;
-        let target =
-            Target { cluster_id: Self::cluster_id(), target_member_id: process.member, if_config_id: config_id };
-        self.order(index, Order::Lead, Request::Lead { target: Some(target) });
+        let target = self.decided_on(index).map(|(target, _)| target);
+        self.order(index, Order::Lead, Request::Lead { target });
     }
 
     fn lead_wrongly(&mut self, index: usize) {
-        let Some(process) = self.nodes[index].process.as_ref() else { return };
-        let config_id = process.replica.status(self.clock_of(process.place)).config_id;
-        let right =
-            Target { cluster_id: Self::cluster_id(), target_member_id: process.member, if_config_id: config_id };
-        let wrong = match self.random.below(3) {
-            0 => Target { if_config_id: EntryId(config_id.0 + 1_000_000), ..right },
-            1 => Target { cluster_id: ClusterId::new("another").expect("a name"), ..right },
-            _ => Target { target_member_id: MemberId(1), ..right },
-        };
-        self.order(index, Order::LeadWrongly, Request::Lead { target: Some(wrong) });
+        let Some((right, _)) = self.decided_on(index) else { return };
+        let target = Some(self.wrong(right));
+        self.order(index, Order::LeadWrongly, Request::Lead { target });
     }
 
     fn change_settings(&mut self, leader: usize) {
@@ -261,7 +277,8 @@ impl World {
             dedup_expiry_seconds: (forgets && self.random.percent(20)).then(|| self.random.between(1, 60)),
             dedup_limit: (forgets && self.random.percent(30)).then(|| self.random.between(3, 60)),
         };
-        self.order(leader, Order::Settings, Request::ChangeSettings { target: None, settings });
+        let target = self.order_target(leader);
+        self.order(leader, Order::Settings, Request::ChangeSettings { target, settings });
     }
 
     /// Late, and perhaps to somebody else.
@@ -301,6 +318,7 @@ impl World {
     pub(crate) fn replied_to_admin(&mut self, place: Place, order: Order, reply: &Reply) {
         self.tell(place.node, format_args!("answers {order:?}: {reply:?}"));
         let reached = match (order, reply) {
+            (Order::StepDown, _) => return self.stepped_down(place),
             (Order::Tune | Order::TuneWrongly, reply) => return self.replied_to_tuning(place, order, reply),
             (Order::Recover | Order::RecoverWrongly | Order::RecoverNeedlessly, reply) => {
                 return self.replied_to_recovery(place, order, reply);
@@ -311,17 +329,25 @@ impl World {
                 assert!(!is_done || self.nodes[place.node].volume.ledger.is_member, "is founded, but not on its disk");
                 return self.is_founded(place.node);
             }
+            (Order::BootstrapWrongly, reply) => {
+                // One that was founded and lost its volume is not named in the body.
+                let refused = matches!(reply, Reply::Refused(Refusal::IdentityMismatch { .. } | Refusal::Invalid(_)));
+                assert!(refused, "a bootstrap that is not its own was not refused: {reply:?}");
+                Reached::BootstrapMismatched
+            }
             (Order::Learner, Reply::Done { .. }) => Reached::LearnerAdded,
             (Order::Replacement, Reply::Done { .. }) => Reached::ReplacementByOperator,
             (Order::Voter, Reply::Done { .. }) => Reached::VoterAdded,
             (Order::Remove, Reply::Done { .. }) => Reached::VoterRemoved,
             (Order::Lead, Reply::Done { .. }) => Reached::TransferSucceeded,
             (Order::Lead, Reply::Refused(Refusal::Behind { .. })) => Reached::BehindRefused,
-            (Order::HandOver, Reply::Refused(Refusal::Conflict(_))) => Reached::TransferTimedOut,
-            (Order::LeadWrongly, reply) => {
-                let is_refused = matches!(reply, Reply::Refused(Refusal::IdentityMismatch { .. }));
-                assert!(is_refused, "an order for another node was not refused: {reply:?}");
-                Reached::DirectiveRefused
+            (Order::HandOver, reply) => {
+                // It is the last that a process does, and nothing is handed to it any more.
+                self.at(self.now_us, Event::End(place));
+                if !matches!(reply, Reply::Refused(Refusal::Conflict(_))) {
+                    return;
+                }
+                Reached::TransferTimedOut
             }
             (Order::Settings, Reply::Done { .. }) => Reached::SettingsChanged,
             _ => return,

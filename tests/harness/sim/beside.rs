@@ -58,7 +58,7 @@ impl World {
     }
 
     /// Nobody may forget what he saw of the member.
-    fn has_copy_among_odd(&self) -> bool {
+    pub(crate) fn has_copy_among_odd(&self) -> bool {
         self.beside.copy.is_some_and(|copy| copy.voters == Voters::Odd)
     }
 
@@ -170,7 +170,7 @@ impl World {
         match self.nodes.get_mut(index) {
             Some(place) => {
                 let old = std::mem::replace(place, node);
-                self.watch.bury(old.volume.ledger);
+                self.watch.bury(old.volume.ledger, self.now_us);
             }
             None => self.nodes.push(node),
         }

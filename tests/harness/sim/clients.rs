@@ -40,6 +40,8 @@ pub(crate) struct Call {
     pub(crate) wish: Wish,
     /// The highest id that anybody had been shown when it began.
     pub(crate) floor: EntryId,
+    /// A read that is to be of a state with this id.
+    pub(crate) min_id: Option<EntryId>,
     attempt: u64,
     /// The way its present attempt takes; answers that come another way are void.
     route: u64,
@@ -80,6 +82,12 @@ pub(crate) struct Shown {
     pub(crate) text: String,
 }
 
+#[derive(Debug, Clone, Copy, Default)]
+struct Served {
+    write: bool,
+    linearizable_read: bool,
+}
+
 #[derive(Debug)]
 pub(crate) struct Clients {
     pub(crate) count: usize,
@@ -88,8 +96,12 @@ pub(crate) struct Clients {
     busy: Vec<Option<u64>>,
     /// Operations that were answered, for repeating.
     finished: Vec<Call>,
-    /// What each client saw last of a key.
+    /// What any client saw last of a key.
     versions: BTreeMap<Key, u64>,
+    /// And the id of that.
+    ids: BTreeMap<Key, EntryId>,
+    /// What each client was answered since it counts.
+    served: Vec<Served>,
     forwards: BTreeMap<u64, Delivery>,
     next_call: u64,
     recorder: Recorder,
@@ -104,10 +116,31 @@ impl Clients {
             busy: vec![None; count],
             finished: Vec::new(),
             versions: BTreeMap::new(),
+            ids: BTreeMap::new(),
+            served: vec![Served::default(); count],
             forwards: BTreeMap::new(),
             next_call: 0,
             recorder: Recorder::default(),
             tickets: BTreeMap::new(),
+        }
+    }
+
+    /// What was answered before counts no more.
+    pub(crate) fn ask_anew(&mut self) {
+        self.served.fill(Served::default());
+    }
+
+    /// One who got no write or no linearizable read answered since.
+    pub(crate) fn unserved(&self) -> Option<usize> {
+        self.served.iter().position(|served| !(served.write && served.linearizable_read))
+    }
+
+    fn note_served(&mut self, call: &Call) {
+        let served = &mut self.served[call.client];
+        match call.wish {
+            Wish::Write(_) => served.write = true,
+            Wish::Read(_, Consistency::Linearizable) => served.linearizable_read = true,
+            Wish::Read(_, Consistency::Local) => {}
         }
     }
 
@@ -139,8 +172,10 @@ impl World {
         let floor = self.watch.floor();
         let repeated = self.random.percent(4).then(|| self.repeated(client)).flatten();
         let is_open = repeated.is_some();
-        let wish = repeated.unwrap_or_else(|| self.draw_wish(number, client));
-        let call = Call { client, wish, floor, attempt: 0, route: 0, is_open };
+        let reused = self.random.percent(2).then(|| self.reused(number, client)).flatten();
+        let wish = repeated.or(reused).unwrap_or_else(|| self.draw_wish(number, client));
+        let min_id = self.draw_min_id(&wish, floor);
+        let call = Call { client, wish, floor, min_id, attempt: 0, route: 0, is_open };
         self.record_call(number, &call);
         self.clients.calls.insert(number, call);
         self.clients.busy[client] = Some(number);
@@ -200,6 +235,7 @@ impl World {
             Answer::Reply(reply) => {
                 let call = call.clone();
                 self.watch_reply(&call, &reply);
+                self.clients.note_served(&call);
                 self.record_reply(number, &call, &reply);
                 self.remember_version(&call, &reply);
                 self.finish(number);
@@ -207,8 +243,10 @@ impl World {
             Answer::Value { found, at } => {
                 let call = call.clone();
                 self.watch_value(&call, found.as_ref(), at);
+                self.clients.note_served(&call);
                 if let (Wish::Read(key, _), Some(shown)) = (&call.wish, &found) {
                     self.clients.versions.insert(key.clone(), shown.version);
+                    self.clients.ids.insert(key.clone(), shown.id);
                 }
                 self.record_value(number, found, at);
                 self.finish(number);

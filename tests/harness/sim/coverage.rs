@@ -4,6 +4,8 @@
 use std::fmt;
 use std::ops::AddAssign;
 
+use super::Profile;
+
 macro_rules! reached {
     ($($name:ident => $words:literal,)*) => {
         /// One fault or rare path.
@@ -25,20 +27,34 @@ reached! {
     CrashInCompaction => "a machine stopped while it compacted",
     WriteFailed => "a write failed",
     SyncFailed => "an fsync failed",
+    ReadFailed => "a read failed",
+    ReadFailedInRecovery => "a read failed in a recovery",
+    ChangeFailed => "a file could not be made, renamed, removed or cut",
     StartAfterFailedSync => "a process started on pages that a failed fsync gave up",
     TornTail => "a torn tail was cut",
     DiskFull => "a write found no room",
     WriteRefusedFull => "a client was told that storage is full",
     RoomAgain => "a full disk had room again",
     BitFlipped => "a bit flipped at rest",
+    ActiveDamaged => "a bit flipped in the active segment",
+    BaseDamaged => "a file of earlier versions or of request ids was damaged at rest",
+    TwoDamaged => "two sealed files of a volume were damaged at once",
+    HintFlipped => "a bit flipped in the hint of what is durable",
+    ManifestRefused => "a volume with a damaged manifest was not opened, and emptied",
     SegmentVanished => "a sealed file vanished",
     Rotted => "a bit flipped under a process that ran",
+    BaseRotted => "a bit flipped in a file of earlier versions or of request ids under a process that ran",
     RotFound => "a running process found damage at rest",
+    RotHandedOver => "a leader with damage at rest handed over",
     RotMended => "a damaged file was made again, byte for byte",
     DamageFound => "recovery found damage",
     Quarantined => "a member started in quarantine",
     Refilled => "a member was refilled and trusted again",
     VolumeLost => "a volume was lost",
+    VolumeLostWhileBehind => "a voter's volume was lost while another voter was behind",
+    RefilledByLines => "a member was refilled by lines alone",
+    RefilledBySnapshot => "a member was refilled by a snapshot",
+    StartedTwice => "one incarnation of a volume was started twice",
     VolumeRestored => "an older copy of a volume was put back",
     LeftForSnapshot => "a running member with damage left for a snapshot",
     StaleVolumeRefused => "an older volume was known and refused",
@@ -70,12 +86,19 @@ reached! {
     LearnerAdded => "a learner was added",
     VoterAdded => "a learner became a voter",
     VoterRemoved => "a voter was removed",
+    ReplacementBegun => "the removal of a lost voter was committed, with who comes in its place",
+    ReplacementEnded => "who came in the place of a lost voter was made a voter",
+    ReplacementTakenOver => "a later leader ended a replacement that was half done",
     MemberReplaced => "a lost member was replaced",
     ReplacementByOperator => "a replacement was asked for under the old name",
     TransferSucceeded => "leadership was handed over on request",
     TransferTimedOut => "a hand-over was given up",
     BehindRefused => "a node told to lead was named behind",
-    DirectiveRefused => "a directive with other identities was refused",
+    DirectiveRefused => "a directive to lead with other identities was refused",
+    MembershipMismatched => "a change of members with other identities was refused",
+    SettingsMismatched => "a change of settings with other identities was refused",
+    BootstrapMismatched => "a bootstrap with other identities was refused",
+    DirectiveLate => "an order that was decided on an earlier configuration was refused",
     BootstrapRepeated => "a bootstrap was repeated",
     SettingsChanged => "settings of the group were changed",
     Tuned => "a node's heartbeats were changed while it ran",
@@ -94,19 +117,26 @@ reached! {
     ForwardedAgain => "a forward was sent again after a new epoch",
     RequestRetried => "a client asked again with its request id",
     Replayed => "a repeated request was answered from the table",
+    RequestReused => "a request id that was used for something else was refused",
     ReplayedAfterFailover => "a repeated request was answered by a later leader",
     OutcomeUnknown => "a client was told that the outcome is unknown",
     NoAnswer => "a client got no answer in time",
     ConflictRefused => "a precondition did not hold",
     ReadLocal => "a local read was answered",
     ReadLinearizable => "a linearizable read was answered",
+    ReadFromId => "a read that asked for an id waited until it was applied",
     ReadStaleRefused => "a read was refused for want of a confirmed leader",
     HistoryRead => "earlier versions were read from the log",
+    HistoryAsked => "a client read earlier versions of a key",
+    EntityRefused => "a precondition on the entity did not hold",
     HistoryJudged => "a history of clients was judged as a whole",
     RequestForgotten => "a request id took effect again after it was forgotten",
     BackupChecked => "a backup was replayed and compared",
     AuditedDisk => "a disk was recovered as after a power loss, and compared",
 }
+
+/// Of the tight world alone.
+const TIGHT_ONLY: &[Reached] = &[Reached::ActiveDamaged, Reached::StartedTwice];
 
 /// How often each was reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,6 +155,12 @@ impl Coverage {
 
     pub fn of(&self, reached: Reached) -> u64 {
         self.0[reached as usize]
+    }
+
+    /// What was never reached in a world in which it can be.
+    pub fn never_in(&self, profile: Profile) -> Vec<Reached> {
+        let can_be = |reached: &Reached| profile == Profile::Tight || !TIGHT_ONLY.contains(reached);
+        self.never().into_iter().filter(can_be).collect()
     }
 
     /// What was never reached.

@@ -33,6 +33,10 @@ pub(crate) enum Trouble {
     Stops,
     WriteFails,
     SyncFails,
+    /// Of a file, or of a directory's names.
+    ReadFails,
+    /// A file is not made, renamed, removed or cut, and all is as it was.
+    ChangeFails,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -119,6 +123,16 @@ impl SimDisk {
 
     pub(crate) fn disarm(&self) {
         self.lock().trouble = None;
+    }
+
+    /// Whoever watches reads undisturbed.
+    pub(crate) fn lets_read(&self) {
+        self.lock().trouble.take_if(|(_, what)| *what == Trouble::ReadFails);
+    }
+
+    /// A read has failed, and nothing else has gone wrong since it was asked last.
+    pub(crate) fn take_failed_read(&self) -> bool {
+        self.lock().happened.take_if(|what| *what == Trouble::ReadFails).is_some()
     }
 
     /// What has gone wrong since this was asked last.
@@ -218,6 +232,19 @@ impl Disk {
         if self.has_stopped { Err(io::Error::other("the machine has stopped")) } else { Ok(()) }
     }
 
+    /// A call that changes nothing.
+    fn read(&mut self) -> io::Result<()> {
+        self.look()?;
+        let calls = self.calls;
+        match self.trouble.take_if(|(at, what)| calls > *at && *what == Trouble::ReadFails) {
+            None => Ok(()),
+            Some((_, what)) => {
+                self.happened = Some(what);
+                Err(io::Error::other("the disk failed to read"))
+            }
+        }
+    }
+
     /// A call that changes something. The trouble that is due may be of another kind: then it waits.
     fn act(&mut self, kind: Trouble) -> io::Result<Option<Trouble>> {
         self.look()?;
@@ -229,10 +256,11 @@ impl Disk {
         Ok(Some(what))
     }
 
-    /// For calls that are not done at all when the machine stops.
+    /// For calls that are not done at all when the machine stops, or when they fail.
     fn act_whole(&mut self) -> io::Result<()> {
-        match self.act(Trouble::Stops)? {
-            Some(_) => Err(io::Error::other("the machine stops")),
+        match self.act(Trouble::ChangeFails)? {
+            Some(Trouble::Stops) => Err(io::Error::other("the machine stops")),
+            Some(_) => Err(io::Error::other("the disk failed to change a file")),
             None => Ok(()),
         }
     }
@@ -327,14 +355,14 @@ impl Storage for SimDisk {
 
     fn list(&self, dir: &str) -> io::Result<Vec<String>> {
         let mut disk = self.lock();
-        disk.look()?;
+        disk.read()?;
         let inside = disk.names.keys().filter(|name| directory_of(name) == dir);
         Ok(inside.map(|name| name.rsplit('/').next().expect("split gives one part").to_owned()).collect())
     }
 
     fn list_by_age(&self, dir: &str) -> io::Result<Vec<(String, u64)>> {
         let mut disk = self.lock();
-        disk.look()?;
+        disk.read()?;
         let inside = disk.names.iter().filter(|(name, _)| directory_of(name) == dir);
         let mut files: Vec<(u64, String)> = inside.map(|(name, inode)| (*inode, name.clone())).collect();
         files.sort();
@@ -363,7 +391,7 @@ impl Storage for SimDisk {
 
     fn open(&self, name: &str) -> io::Result<SimFile> {
         let mut disk = self.lock();
-        disk.look()?;
+        disk.read()?;
         let inode = *disk.names.get(name).ok_or_else(|| not_found(name))?;
         Ok(SimFile { disk: Arc::clone(&self.0), inode })
     }
@@ -417,7 +445,7 @@ fn in_memory(n: u64) -> usize {
 impl StorageFile for SimFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         let mut disk = lock(&self.disk);
-        disk.look()?;
+        disk.read()?;
         Ok(self.act(&mut disk, |inode, _| {
             let rest = inode.now.get(in_memory(offset)..).unwrap_or(&[]);
             let n = rest.len().min(buf.len());

@@ -4,20 +4,18 @@
 //! majority, is told to recover, too, and must refuse.
 
 use kv_core::contract::{Input, Refusal, Reply, Request, Target, Token};
-use kv_core::entry::{EntryId, Epoch};
+use kv_core::entry::Epoch;
 use kv_core::group::{ClusterId, MemberId};
 use kv_core::quorum::majority;
-use kv_core::status::{Health, MemberStatus, Role};
+use kv_core::status::Role;
 
 use super::admin::Order;
 use super::coverage::Reached;
 use super::disk::{Crash, SimDisk};
 use super::node::{Place, Volume};
+use super::targets::FAR;
 use super::watch::Ledger;
 use super::world::{Waiter, World};
-
-/// What no epoch and no id of a run comes to.
-const FAR: u64 = 1_000_000;
 
 #[derive(Debug, Default)]
 pub(crate) struct Recovery {
@@ -101,7 +99,7 @@ impl World {
         self.begin_empty(index);
     }
 
-    fn begin_empty(&mut self, index: usize) {
+    pub(crate) fn begin_empty(&mut self, index: usize) {
         let seed = self.random.draw();
         self.bury(index, Volume { disk: SimDisk::new(seed), ledger: Ledger::default() });
         self.start_later(index);
@@ -109,6 +107,11 @@ impl World {
 
     fn recover(&mut self, survivor: usize) {
         let Some((target, epoch)) = self.decided_on(survivor) else { return };
+        let place = self.nodes[survivor].process.as_ref().expect("it was just seen").place;
+        let voters = self.voters_of(place);
+        if voters.len() > self.recovery.voters.len() {
+            self.recovery.voters = voters; // a change of them has ended since the volumes were lost
+        }
         if self.random.percent(30) {
             self.compact_here(survivor);
         }
@@ -130,14 +133,6 @@ impl World {
         let name = format!("recovered-{}", self.recovery.orders);
         let new_cluster_id = ClusterId::new(&name).expect("a legal name");
         Request::Recover { target: Some(target), accept_data_loss_at_epoch: epoch, new_cluster_id }
-    }
-
-    /// What a person sees of a member.
-    fn decided_on(&self, index: usize) -> Option<(Target, Epoch)> {
-        let process = self.nodes[index].process.as_ref()?;
-        let status = process.replica.status(self.clock_of(process.place));
-        let (target_member_id, if_config_id) = (status.member_id, status.config_id);
-        Some((Target { cluster_id: status.cluster_id?, target_member_id, if_config_id }, status.epoch))
     }
 
     /// As many voters as before, and then more trouble.
@@ -221,9 +216,7 @@ impl World {
         let Some((right, epoch)) = self.decided_on(index) else { return };
         let (wrong, epoch) = match self.random.below(8) {
             0 => (right, Epoch(epoch.0 + FAR)),
-            1 => (Target { if_config_id: EntryId(right.if_config_id.0 + FAR), ..right }, epoch),
-            2 => (Target { cluster_id: ClusterId::new("another").expect("a name"), ..right }, epoch),
-            3 => (Target { target_member_id: MemberId(1), ..right }, epoch),
+            1..4 => (self.wrong(right), epoch),
             _ => return self.recover_needlessly(index, right, epoch),
         };
         self.order_once(index, Order::RecoverWrongly, self.recovery_of(wrong, epoch));
@@ -275,19 +268,5 @@ impl World {
     pub(crate) fn are_of_one_group(&self) -> bool {
         let cluster = |index: usize| self.nodes[index].volume.ledger.cluster();
         (1..self.shape.nodes).all(|index| cluster(index) == cluster(0))
-    }
-
-    /// With the voters that it surely hears, and that count.
-    fn could_elect(&self, place: Place) -> bool {
-        let Some(process) = self.nodes[place.node].process.as_ref() else { return false };
-        let status = process.replica.status(self.clock_of(place));
-        let is_heard = |member: &MemberStatus| {
-            member.health == Health::Healthy && process.connections.contains_key(&member.member_id)
-        };
-        let counts = |member: &&MemberStatus| member.voter && !member.unfit;
-        let others = status.members.iter().filter(|member| counts(member) && is_heard(member)).count();
-        let own = status.members.iter().filter(|member| counts(member) && member.member_id == status.member_id).count();
-        let voters = status.members.iter().filter(|member| member.voter).count();
-        process.inbox.is_empty() && others > 0 && own + others >= majority(voters)
     }
 }

@@ -50,7 +50,9 @@ impl Trace {
             Message::TransferRequest { epoch } => [9, epoch.0, 0, 0],
             Message::TimeoutNow { epoch } => [10, epoch.0, 0, 0],
             Message::NotAMember { config_id } => [11, config_id.0, 0, 0],
-            Message::Accepted { incarnation, start_id } => [12, *incarnation, *start_id, 0],
+            Message::Accepted { incarnation, start_id, voters } => {
+                [12, *incarnation, *start_id, voters.as_ref().map_or(0, |voters| voters.config_id.0)]
+            }
             Message::Stale { seen, .. } => [13, seen.incarnation, seen.promise.0, seen.durable.id.0],
             Message::Show { hello, .. } => [14, hello.incarnation, hello.promise.epoch.0, hello.durable.id.0],
             Message::RefillRequest { epoch, number } => [15, epoch.0, *number, 0],

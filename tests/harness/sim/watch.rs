@@ -44,6 +44,9 @@ use standing::Standing;
 pub(crate) use standing::leads_in;
 use tuning::Tuned;
 
+/// What a volume that is gone has acknowledged arrives within this time, and counts.
+const GONE_COUNTS_US: u64 = 5_000_000;
+
 /// A line, with its epoch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Line {
@@ -65,6 +68,7 @@ struct Decided {
 /// A request that took effect.
 #[derive(Debug)]
 struct Effect {
+    id: EntryId,
     ts_ms: u64,
     /// Effects with request ids before it.
     number: u64,
@@ -83,7 +87,8 @@ pub(crate) struct Watch {
     groups: Groups,
     /// The voters that a line names, by its id and epoch.
     proposed: BTreeMap<(EntryId, Epoch), Vec<MemberId>>,
-    effects: BTreeMap<(RequestId, OperationKind), Effect>,
+    /// Of each request, in their order: more than one only when it was forgotten meanwhile.
+    effects: BTreeMap<(RequestId, OperationKind), Vec<Effect>>,
     effects_total: u64,
     /// A request took effect again after it was rightly forgotten.
     has_forgotten_requests: bool,
@@ -97,12 +102,17 @@ pub(crate) struct Watch {
     leaders: BTreeMap<Epoch, Place>,
     /// For a candidate on one volume.
     votes: BTreeMap<(Voter, Epoch), (MemberId, VolumeId)>,
+    /// What a leader has counted as committed, and the epoch of the entry.
+    counted: BTreeMap<EntryId, Epoch>,
+    /// Who comes in the place of a lost voter, and the epoch in which that one was removed.
+    replacing: BTreeMap<MemberId, Epoch>,
     applied_here: BTreeMap<Place, EntryId>,
     rules: Rules,
     evidence: Evidence,
     standing: Standing,
     tuned: Tuned,
-    graveyard: Vec<Ledger>,
+    /// What is gone, and since when.
+    graveyard: Vec<(Ledger, u64)>,
     /// The highest id that an answer has shown.
     floor: EntryId,
     rounds: u64,
@@ -125,6 +135,8 @@ impl Watch {
             lines: BTreeMap::new(),
             leaders: BTreeMap::new(),
             votes: BTreeMap::new(),
+            counted: BTreeMap::new(),
+            replacing: BTreeMap::new(),
             applied_here: BTreeMap::new(),
             rules: Rules::default(),
             evidence: Evidence::default(),
@@ -149,8 +161,9 @@ impl Watch {
         self.has_forgotten_requests
     }
 
-    pub(crate) fn bury(&mut self, ledger: Ledger) {
-        self.graveyard.push(ledger);
+    pub(crate) fn bury(&mut self, ledger: Ledger, now_us: u64) {
+        self.graveyard.retain(|(_, since_us)| now_us - since_us < GONE_COUNTS_US);
+        self.graveyard.push((ledger, now_us));
     }
 
     pub(crate) fn took_no_effect(&mut self, call: u64) {

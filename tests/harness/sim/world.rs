@@ -55,11 +55,20 @@ pub(crate) enum Event {
     /// The administrator asks for one more voter.
     Promote(usize),
     Fault,
+    /// A node is to lose its volume, if the promise allows it by then.
+    Lose(usize),
     /// All sealed files of a node are gone through.
     Scrub(Place),
     /// A copy is to run beside its original; how often that was tried.
     StartCopy(u64),
     StopCopy(u64),
+    /// A process has done its last, and is started again.
+    End(Place),
+    /// A process finds damage that it cannot mend.
+    FindDamage {
+        index: usize,
+        tries: u64,
+    },
     /// A node whose running process has found damage is to fall.
     Worsen(usize),
     PutBack {
@@ -226,9 +235,12 @@ impl World {
             Event::Rejoin(index) => self.rejoin(index),
             Event::Promote(index) => self.promote(index),
             Event::Fault => self.fault(),
+            Event::Lose(index) => self.lose_volume(index),
             Event::Scrub(place) => self.scrub(place),
             Event::StartCopy(tries) => self.start_copy(tries),
             Event::StopCopy(number) => self.stop_copy(number),
+            Event::End(place) => self.end(place),
+            Event::FindDamage { index, tries } => self.find_damage_in_time(index, tries),
             Event::Worsen(index) => self.worsen(index),
             Event::PutBack { index, tries } => self.put_back(index, tries),
         }
@@ -255,6 +267,7 @@ impl World {
     pub(crate) fn replied(&mut self, place: Place, token: Token, reply: Reply) {
         let Some(waiter) = self.process(place).and_then(|process| process.waiting.remove(&token)) else { return };
         self.watch_answered(place, token, &waiter, &reply);
+        self.check_directed(place, token, &reply);
         match waiter {
             Waiter::Call(delivery) => self.replied_to_call(place, delivery, reply),
             Waiter::Admin(order) => self.replied_to_admin(place, order, &reply),

@@ -37,6 +37,7 @@ impl Replica {
         self.needs_snapshot = true;
         self.note(Note::Quarantined { reason: reason.clone() });
         self.draw_refill_number();
+        self.persist.take_back_what_counts(); // votes, too, of campaigns that are over: a slow disk may still have them
         // The snapshot may end below what was acknowledged, also since the leader was asked. Until it takes the log's
         // place, the log is whole, and good for a vote that may be needed.
         let until = if mutant::on(Mutant::LeaveWithLess) { until } else { until.max(self.held()) };
@@ -58,7 +59,9 @@ impl Replica {
             peer.and_then(|peer| peer.report.as_ref()).is_some_and(|report| !report.unfit)
         };
         let fit = self.other_voters().iter().filter(fit).count();
-        !self.is_voter() || fit >= quorum::majority(self.configuration().voters.len())
+        !self.is_voter()
+            || fit >= quorum::majority(self.configuration().voters.len())
+            || mutant::on(Mutant::LeaveTheOthersTooFew)
     }
 
     /// Repeated with every look for silence: it may be lost, or end below what is committed here.

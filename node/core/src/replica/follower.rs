@@ -255,7 +255,9 @@ impl Replica {
         self.note(Note::TailCut { keep, last: self.log.last().id });
         self.persist_cut(keep);
         self.log.truncate(keep);
-        self.configurations.truncate(keep);
+        if !mutant::on(Mutant::KeepCutConfiguration) {
+            self.configurations.truncate(keep);
+        }
         if let Role::Follower(follower) = &mut self.role {
             follower.matched = follower.matched.min(keep);
         }

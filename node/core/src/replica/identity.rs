@@ -8,7 +8,7 @@ use super::{Replica, Role};
 use crate::contract::{Effect, Failover, Note, Now, Quarantine};
 use crate::entry::{EntryId, Epoch, LogPosition};
 use crate::group::MemberId;
-use crate::message::{Hello, Message, Promise, Seen};
+use crate::message::{Hello, Message, Promise, Seen, VotersAt};
 use crate::mutant::{self, Mutant};
 use crate::quorum;
 use crate::status::Health;
@@ -24,11 +24,21 @@ enum Answer {
 }
 
 impl Replica {
-    /// Enough voters, with this member a majority, accepted what it showed since its start.
+    /// Enough voters, with this member a majority, accepted what it showed since its start. Who was away while others were
+    /// replaced learns from them who votes now; too few of those that its own log names may be left to ask.
     pub(super) fn is_shown(&self) -> bool {
-        let voters = self.configuration().voters.len();
-        let accepted = self.other_voters().iter().filter(|id| self.shown_to.contains(id)).count();
-        !self.is_voter() || accepted + 1 >= quorum::majority(voters) || mutant::on(Mutant::ActUnshown)
+        let told = self.shown_to.values().flatten().filter(|told| told.config_id > self.config_id());
+        let newest = told.max_by_key(|told| told.config_id);
+        !self.is_voter()
+            || self.is_known_to_most(self.configuration().ids())
+            || newest.is_some_and(|told| self.is_known_to_most(told.member_ids.iter().copied()))
+            || mutant::on(Mutant::ActUnshown)
+    }
+
+    fn is_known_to_most(&self, voters: impl Iterator<Item = MemberId>) -> bool {
+        let knows = |voter| voter == self.me() || self.shown_to.contains_key(&voter);
+        let (known, all) = voters.fold((0, 0), |(known, all), voter| (known + usize::from(knows(voter)), all + 1));
+        known >= quorum::majority(all)
     }
 
     /// Only what is on disk is shown: it is held against this member at its next start.
@@ -101,7 +111,9 @@ impl Replica {
         if self.saved_seen.get(&from) != Some(&shown) {
             self.persist_state();
         }
-        let accepted = Message::Accepted { incarnation: hello.incarnation, start_id: hello.start_id };
+        let voters = VotersAt { config_id: self.config_id(), member_ids: self.configuration().ids().collect() };
+        let (incarnation, start_id) = (hello.incarnation, hello.start_id);
+        let accepted = Message::Accepted { incarnation, start_id, voters: Some(voters) };
         if mutant::on(Mutant::AcceptBeforeSeenIsDurable) {
             return self.send(from, accepted);
         }
@@ -171,7 +183,7 @@ impl Replica {
     fn has_yet_to_accept(&self, peer: MemberId) -> bool {
         let hello = self.peers.get(&peer).and_then(|peer| peer.hello.as_ref());
         let is_of_this_group = hello.is_some_and(|hello| hello.cluster_id == self.hard.cluster_id);
-        is_of_this_group && !self.shown_to.contains(&peer)
+        is_of_this_group && !self.shown_to.contains_key(&peer)
     }
 
     fn show_to(&mut self, peer: MemberId, answer: Answer) {
@@ -185,19 +197,20 @@ impl Replica {
         }
         self.judge(from, &hello);
         self.peer(from).hello = Some(hello);
-        if answer && !self.shown_to.contains(&from) {
+        if answer && !self.shown_to.contains_key(&from) {
             self.show_to(from, Answer::Given);
         }
     }
 
     /// Late, it may be of a start before this one, and this one a copy that began at the same incarnation.
-    pub(super) fn on_accepted(&mut self, from: MemberId, incarnation: u64, start_id: u64) {
+    pub(super) fn on_accepted(&mut self, from: MemberId, incarnation: u64, start_id: u64, voters: Option<VotersAt>) {
         let is_mine = start_id == self.me.start_id || start_id == 0;
-        if is_mine {
+        let counts_all = mutant::on(Mutant::CountAcceptanceOfAnotherStart);
+        if is_mine || counts_all {
             self.accepted_by.insert(from);
         }
-        if is_mine && incarnation == self.hard.incarnation {
-            self.shown_to.insert(from);
+        if (is_mine && incarnation == self.hard.incarnation) || counts_all {
+            self.shown_to.insert(from, voters);
         }
     }
 

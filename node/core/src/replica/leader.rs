@@ -227,7 +227,7 @@ impl Replica {
         let (floor, epoch, lines_after) = (self.applied(), self.epoch(), self.log.snapshot_up_to());
         let Role::Leader(leader) = &mut self.role else { return };
         let Some(progress) = leader.progress.get_mut(&peer) else { return };
-        if matches!(progress.pace, Pace::Snapshot | Pace::Waiting { .. }) || floor < lines_after {
+        if progress.needs_snapshot() || floor < lines_after {
             return; // a snapshot from before a LOST entry would be followed by another one
         }
         progress.snapshot_started(floor);

@@ -112,6 +112,10 @@ impl Progress {
         }
     }
 
+    pub(crate) fn needs_snapshot(&self) -> bool {
+        matches!(self.pace, Pace::Snapshot | Pace::Waiting { .. })
+    }
+
     /// What it acknowledged while it counted in no quorum it may hold no more: a snapshot may have ended below. Its
     /// answers tell anew. True: it counts from now on.
     pub(crate) fn judge_fitness(&mut self, unfit: bool) -> bool {

@@ -2,6 +2,7 @@
 //! New writes are parked meanwhile. Never longer than a second; without success the leader goes on leading.
 
 use super::leader::Leader;
+use super::progress::Progress;
 use super::{Replica, Role};
 use crate::contract::{Now, Refusal, Reply, Token};
 use crate::entry::Epoch;
@@ -127,13 +128,13 @@ impl Replica {
         }
     }
 
-    /// The most advanced voter that could lead, and will be there.
+    /// The most advanced voter that could lead, and will be there. One that needs a snapshot does not catch up in time.
     fn heir(&self, now: Now) -> Option<MemberId> {
         let Role::Leader(leader) = &self.role else { return None };
         let leaves = |id: &MemberId| self.peers.get(id).and_then(|p| p.report.as_ref()).is_some_and(|r| r.leaving);
-        let fit = |id: &MemberId| {
-            self.is_reachable(now, *id) && !leaves(id) && leader.progress.get(id).is_some_and(|p| !p.unfit)
-        };
+        let is_near = |progress: &Progress| !progress.unfit && !progress.needs_snapshot();
+        let fit =
+            |id: &MemberId| self.is_reachable(now, *id) && !leaves(id) && leader.progress.get(id).is_some_and(is_near);
         self.other_voters().into_iter().filter(fit).max_by_key(|id| leader.progress[id].matched)
     }
 }

@@ -139,7 +139,7 @@ impl Replica {
         let operation = command.operation();
         let digest = request_digest(&command.key, &command.change, &command.precondition);
         if let Some(record) = self.state.sessions().lookup(request, operation, ts_ms) {
-            let reply = if record.digest == digest {
+            let reply = if record.digest == digest || mutant::on(Mutant::ReuseIsCopy) {
                 Reply::Written { written: record.written(), replay: true }
             } else {
                 Reply::RequestReused
@@ -149,7 +149,7 @@ impl Replica {
         }
         let Role::Leader(leader) = &mut self.role else { return false };
         let Some(&(id, first)) = leader.writes.requests.get(&(request.clone(), operation)) else { return false };
-        if first != digest {
+        if first != digest && !mutant::on(Mutant::ReuseIsCopy) {
             // Decided on an entry that may yet be lost.
             let decided_on = self.log.last().id;
             self.ask_after(token, decided_on, Question::Refused(Reply::RequestReused));
@@ -237,6 +237,7 @@ impl Replica {
         let Proposal { bytes, token, copies, .. } = writes.proposals.pop_front().expect("just seen");
         writes.bytes -= bytes;
         let reply = outcome_reply(outcome);
+        let copies = if mutant::on(Mutant::CopiesUnanswered) { Vec::new() } else { copies };
         for copy in copies {
             self.reply(copy, as_replay(reply.clone()));
         }

@@ -155,7 +155,8 @@ impl World {
             ["late-acceptance", to, from, incarnation, start] => {
                 let from = self.nodes[from].disk.hard.member_id;
                 let number = |text: &str| text.parse().expect("a number");
-                let message = Message::Accepted { incarnation: number(incarnation), start_id: number(start) };
+                let message =
+                    Message::Accepted { incarnation: number(incarnation), start_id: number(start), voters: None };
                 self.step(to, Input::Received { from, message });
             }
             ["older-release", name] => drop(self.older.insert(name.into())),

@@ -3,7 +3,7 @@
 use kv_core::command::{Key, Precondition, Value};
 use kv_core::entry::{Body, Control};
 use kv_core::group::{FeatureLevel, MemberId};
-use kv_core::message::{AppendAck, AppendResult, Heartbeat, Lead, VoteKind, VoteReply, VoteRequest};
+use kv_core::message::{AppendAck, AppendResult, Heartbeat, Lead, VoteKind, VoteReply, VoteRequest, VotersAt};
 use proptest::prelude::*;
 
 use super::*;
@@ -67,7 +67,12 @@ pub(crate) fn all_messages() -> Vec<Message> {
         Message::TransferRequest { epoch },
         Message::TimeoutNow { epoch },
         Message::NotAMember { config_id: EntryId(3) },
-        Message::Accepted { incarnation: 12, start_id: u64::MAX },
+        Message::Accepted { incarnation: 12, start_id: u64::MAX, voters: None },
+        Message::Accepted {
+            incarnation: 12,
+            start_id: 1,
+            voters: Some(VotersAt { config_id: EntryId(7), member_ids: vec![MemberId(1), MemberId(u64::MAX)] }),
+        },
         Message::Stale { seen: Seen { incarnation: 4, ..Seen::default() }, reason: "a \"copied\"\nvolume".into() },
         Message::Show { hello: Box::new(hello(5, Some("c"))), answer: true },
         Message::RefillRequest { epoch, number: u64::MAX },
@@ -222,11 +227,11 @@ fn a_refill_is_asked_for_and_answered_across_releases() {
     assert_eq!(decode(answer.into()), Ok(Message::RefillAnswer { epoch: Epoch(3), number: 0, until }));
 }
 
-/// A release that didn't say which start it accepts says so of any.
+/// A release that didn't say which start it accepts says so of any; one that didn't say who votes says nothing of that.
 #[test]
 fn an_acceptance_is_read_across_releases() {
     let accepted = sealed('C', r#"{"incarnation":4}"#);
-    assert_eq!(decode(accepted.into()), Ok(Message::Accepted { incarnation: 4, start_id: 0 }));
+    assert_eq!(decode(accepted.into()), Ok(Message::Accepted { incarnation: 4, start_id: 0, voters: None }));
 }
 
 fn any_append() -> impl Strategy<Value = Append> {

@@ -74,7 +74,9 @@ impl Follower {
         }
         for _ in 0..10 {
             self.sent += 1;
-            self.node.transport.send(self.peer, Message::Accepted { incarnation: self.sent, start_id: 1 });
+            self.node
+                .transport
+                .send(self.peer, Message::Accepted { incarnation: self.sent, start_id: 1, voters: None });
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use kv_core::command::{Change, Command, Entity, Key, Precondition, RequestId, Value};
 use kv_core::contract::Reply;
+use kv_core::entry::EntryId;
 
 use super::{Call, Consistency, Wish};
 use crate::sim::world::World;
@@ -40,12 +41,21 @@ impl World {
             3 => Some(known + self.random.below(3)),
             _ => None,
         };
+        let id = self.clients.ids.get(key).copied().unwrap_or_default();
         let entity = match self.random.below(20) {
             0 => Entity::Present,
             1 => Entity::Absent,
+            2 | 3 => Entity::Is(id),
+            4 => Entity::Is(EntryId(id.0 + self.random.below(3))),
             _ => Entity::Any,
         };
         Precondition { version, entity }
+    }
+
+    /// What somebody has been shown, or a little more, that must be waited for.
+    pub(super) fn draw_min_id(&mut self, wish: &Wish, floor: EntryId) -> Option<EntryId> {
+        let wants = matches!(wish, Wish::Read(..)) && self.random.percent(30);
+        wants.then(|| EntryId(floor.0 + self.random.pick(&[0, 0, 1, 3]).expect("not empty")))
     }
 
     /// Each value tells whose it is: the checks look for it.
@@ -64,10 +74,24 @@ impl World {
         (call.client == client).then(|| call.wish.clone())
     }
 
+    /// Something else under the request id of an operation that was answered: a client's mistake.
+    pub(super) fn reused(&mut self, number: u64, client: usize) -> Option<Wish> {
+        let Wish::Write(Command { key, change, precondition, request }) = self.repeated(client)? else { return None };
+        let change = match change {
+            Change::Set(_) => Change::Set(self.value(number)),
+            Change::Delete => Change::Delete,
+        };
+        let version = precondition.version.map_or(Some(0), |version| Some(version + 1));
+        Some(Wish::Write(Command { key, change, precondition: Precondition { version, ..precondition }, request }))
+    }
+
     pub(super) fn remember_version(&mut self, call: &Call, reply: &Reply) {
         let Wish::Write(command) = &call.wish else { return };
         let version = match reply {
-            Reply::Written { written, .. } => written.version,
+            Reply::Written { written, .. } => {
+                self.clients.ids.insert(command.key.clone(), written.id);
+                written.version
+            }
             Reply::NotFound => 0,
             Reply::VersionConflict { current, .. } => *current,
             _ => return,

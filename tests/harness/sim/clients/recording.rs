@@ -1,7 +1,7 @@
 //! The history of all clients, as the chaos runner over real processes records it, and its judgement by
 //! the same judge. It knows nothing of the canon: a second opinion on what clients were told.
 
-use kv_core::command::{Change, Command, Entity, Precondition};
+use kv_core::command::{Change, Command, Entity, Precondition, RequestId};
 use kv_core::contract::Reply;
 use kv_core::entry::EntryId;
 
@@ -16,6 +16,7 @@ const BOUNDS: Bounds = Bounds { steps_max: 300_000, memory_bytes_max: 64 << 20 }
 
 impl World {
     pub(super) fn record_call(&mut self, number: u64, call: &Call) {
+        let min_id = call.min_id.map(|id| id.0);
         let (key, action, request) = match &call.wish {
             Wish::Write(Command { key, change, precondition, request }) => {
                 let condition = condition_of(precondition);
@@ -25,10 +26,12 @@ impl World {
                     }
                     Change::Delete => Action::Delete { condition },
                 };
-                (key, action, request.as_ref().map(|request| request.request_id.to_string()))
+                // With what it is asked for: an id that is used for something else names another request here.
+                let name = |request: &RequestId| format!("{} {key:?} {change:?} {precondition:?}", request.request_id);
+                (key, action, request.as_ref().map(name))
             }
-            Wish::Read(key, Consistency::Linearizable) => (key, Action::Read { min_id: None }, None),
-            Wish::Read(key, Consistency::Local) => (key, Action::LocalRead { min_id: None }, None),
+            Wish::Read(key, Consistency::Linearizable) => (key, Action::Read { min_id }, None),
+            Wish::Read(key, Consistency::Local) => (key, Action::LocalRead { min_id }, None),
         };
         let client = format!("client{}", call.client);
         let called = history::Call { client, node: String::new(), key: key.as_str().to_owned(), action, request };

@@ -43,13 +43,25 @@ impl World {
         if view.answers_default_reads(now.mono_ms) {
             self.coverage.count(Reached::ReadLocal);
             self.watch_local_read(place);
-            self.give_value(place, delivery);
+            self.read_from(place, delivery, EntryId::ZERO);
         } else if view.serves {
             self.ask(place, delivery, Request::ReadIndex); // one confirmed round renews the lease
         } else {
             self.coverage.count(Reached::ReadStaleRefused);
             self.give_answer(delivery, Answer::NotTaken);
         }
+    }
+
+    /// When `id` is applied here, and what the client asks for.
+    fn read_from(&mut self, place: Place, delivery: Delivery, id: EntryId) {
+        let min_id = self.clients.calls.get(&delivery.call).and_then(|call| call.min_id);
+        let Some(process) = self.process(place) else { return };
+        let waits = min_id.is_some_and(|min_id| min_id > process.applied());
+        process.reads.push((id.max(min_id.unwrap_or_default()), Waiter::Call(delivery)));
+        if waits {
+            self.coverage.count(Reached::ReadFromId);
+        }
+        self.answer_reads(place);
     }
 
     fn give_value(&mut self, place: Place, delivery: Delivery) {
@@ -64,6 +76,9 @@ impl World {
             text: String::from_utf8_lossy(&current.value).into_owned(),
         });
         let at = keyspace.applied();
+        if self.random.percent(20) {
+            self.read_history(place, &key);
+        }
         self.give_answer(delivery, Answer::Value { found, at });
     }
 
@@ -71,8 +86,7 @@ impl World {
         match reply {
             Reply::ReadAt(id) => {
                 self.watch_read_at(&delivery, id);
-                let Some(process) = self.process(place) else { return };
-                process.reads.push((id, Waiter::Call(delivery)));
+                self.read_from(place, delivery, id);
             }
             Reply::Refused(Refusal::NotLeader { leader }) if delivery.via.is_none() => {
                 let holds = |leader| self.end_of(place, leader).or_else(|| self.place_of(leader));
@@ -144,7 +158,10 @@ impl World {
             process.reads.extract_if(.., |(id, _)| *id <= applied).map(|(_, waiter)| waiter).collect();
         for waiter in due {
             let Waiter::Call(delivery) = waiter else { continue };
-            self.coverage.count(Reached::ReadLinearizable);
+            let wish = self.clients.calls.get(&delivery.call).map(|call| &call.wish);
+            if matches!(wish, Some(Wish::Read(_, Consistency::Linearizable))) {
+                self.coverage.count(Reached::ReadLinearizable);
+            }
             self.give_value(place, delivery);
         }
     }

@@ -14,6 +14,7 @@ use kv_node::wal::compaction::{AppliedState, Begun, Settled};
 use super::{Happening, Place};
 use crate::sim::coverage::Reached;
 use crate::sim::disk::SimDisk;
+use crate::sim::disk::{Crash, Trouble};
 use crate::sim::world::{Event, World};
 
 /// How far the one compaction of a node is.
@@ -131,13 +132,15 @@ impl World {
         let disk = &self.nodes[place.node].volume.disk;
         let was_full = disk.take_was_full();
         match disk.take_happened() {
-            Some(crate::sim::disk::Trouble::Stops) => {
+            Some(Trouble::Stops) => {
                 self.coverage.count(Reached::CrashInCall);
-                self.part(place.node, crate::sim::disk::Crash::Power);
+                self.part(place.node, Crash::Power);
                 self.start_later(place.node);
             }
-            Some(crate::sim::disk::Trouble::SyncFails) => self.nodes[place.node].volume.ledger.sync_failed = true,
-            Some(crate::sim::disk::Trouble::WriteFails) => {}
+            Some(Trouble::SyncFails) => self.nodes[place.node].volume.ledger.sync_failed = true,
+            Some(Trouble::WriteFails) => {}
+            Some(Trouble::ReadFails) => self.coverage.count(Reached::ReadFailed),
+            Some(Trouble::ChangeFails) => self.coverage.count(Reached::ChangeFailed),
             None => assert!(
                 was_full || has_rotted || self.nodes[place.node].volume.ledger.is_damaged,
                 "{}: a compaction or a snapshot failed although nothing is wrong",

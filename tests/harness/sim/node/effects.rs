@@ -65,6 +65,7 @@ impl World {
         for effect in effects {
             self.carry_out(place, effect);
         }
+        self.watch_voters(place);
         self.answer_reads(place);
         self.next_round(place);
     }
@@ -84,7 +85,10 @@ impl World {
         match happening {
             Happening::Step(input) => {
                 match &input {
-                    Input::Request { token, .. } => self.watch_question(place, *token),
+                    Input::Request { token, request } => {
+                        self.judge_order(place, *token, request);
+                        self.watch_question(place, *token);
+                    }
                     Input::Storage { full } => self.watch_told_full(place, *full),
                     Input::Connected { hello } => self.watch_told_connected(place, hello),
                     Input::Disconnected { refused, .. } => self.watch_told_disconnected(place, *refused),
@@ -102,9 +106,10 @@ impl World {
             Happening::Received { from, message } => {
                 self.watch_received(place, from, &message);
                 let stranger = self.watch_stranger(place, from.member);
+                let counts = self.surely_counts(place, from);
                 let from = from.member;
                 let undisturbed = self.watch_disturbed(place, from, &message);
-                let leads_in = leads_in(&message);
+                let leads_in = leads_in(&message).filter(|_| counts);
                 self.step(place, Input::Received { from, message });
                 self.watch_undisturbed(place, undisturbed);
                 self.watch_stepped(place, from, leads_in);
@@ -213,6 +218,8 @@ impl World {
                 let left = reason.starts_with("damaged");
                 if left {
                     self.watch_left(place);
+                    // As with a lost volume: what it has acknowledged, and the snapshot drops, was on its disk.
+                    self.watch.bury(self.nodes[place.node].volume.ledger.clone(), self.now_us);
                 } else if self.is_place_of_copies(place.node) {
                     self.coverage.count(Reached::CopyRefusedBeside);
                 }
@@ -224,6 +231,7 @@ impl World {
                 return self.note_superseded(place);
             }
             Note::Refilled => {
+                self.count_refill(place);
                 self.watch_refilled(place);
                 self.note_copy_refilled(place);
                 Reached::Refilled

@@ -44,6 +44,9 @@ impl World {
         let process = node.process.as_mut().expect("it has just been looked at");
         node.volume.ledger.begins(&op, |id| self.watch.line(id));
         let is_cut = matches!(&op, Persist::Truncate { keep } if *keep < process.wal.last());
+        if matches!(op, Persist::Install { .. }) {
+            node.volume.disk.lets_read(); // it is recovered as at a start, where what cannot be read is damaged
+        }
         let before = node.volume.disk.calls();
         let result = process.wal.persist(&op);
         self.disk_calls += node.volume.disk.calls() - before;
@@ -101,12 +104,16 @@ impl World {
                 return;
             }
             Some(Trouble::WriteFails) => self.coverage.count(Reached::WriteFailed),
+            Some(Trouble::ReadFails) => self.coverage.count(Reached::ReadFailed),
+            Some(Trouble::ChangeFails) => self.coverage.count(Reached::ChangeFailed),
             Some(Trouble::SyncFails) => {
                 volume.ledger.sync_failed = true;
                 self.coverage.count(Reached::SyncFailed);
             }
             // An installed snapshot is recovered as at a start, and a start needs room.
             None if volume.disk.take_was_full() => {}
+            // A cut reads what it keeps.
+            None if volume.ledger.is_damaged => {}
             None => panic!("{} cannot write although nothing is wrong: {error}", self.nodes[place.node].name),
         }
         if let Some(process) = self.process(place) {

@@ -20,6 +20,13 @@ impl World {
         self.at(self.now_us + delay_us, Event::Fetch(place, fetch));
     }
 
+    /// Of one that is begun again, or done without.
+    pub(crate) fn note_failed_read(&mut self, place: Place) {
+        if self.nodes[place.node].volume.disk.take_failed_read() {
+            self.coverage.count(Reached::ReadFailed);
+        }
+    }
+
     pub(crate) fn read_fetch(&mut self, place: Place, fetch: Fetch) {
         let Fetch { peer, from, bytes_max } = fetch;
         let Some(process) = self.process(place) else { return };
@@ -27,6 +34,7 @@ impl World {
         let entries = process.reader.read_from(from, bytes_max).unwrap_or_default();
         let next = process.fetches.ended(peer);
         self.watch_read(place, &entries);
+        self.note_failed_read(place);
         if !entries.is_empty() {
             self.coverage.count(Reached::FetchedFromDisk);
         }

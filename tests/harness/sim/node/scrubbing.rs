@@ -1,17 +1,19 @@
 //! Damage at rest under a process that runs: a bit flips in a sealed file, a scrub or a read that goes wrong finds it, and
 //! the file is made again, byte for byte, from its own lines and those that others lend. Looking, salvage and swap are those of
-//! `kv_node::wal`; what stands here for the driver's task around them asks everybody at once and never hands over:
-//! only who does not lead is damaged.
+//! `kv_node::wal`, and a leader hands over by its replica; what stands here for the driver's task around them asks
+//! everybody at once.
 
-use kv_core::contract::Input;
+use kv_core::contract::{Input, Request};
 use kv_core::entry::Entry;
 use kv_core::group::MemberId;
 use kv_core::message::Message;
+use kv_core::status::Role;
 use kv_node::wal::repair::{Found, keep_bad_lines, rebuild, salvage};
 use kv_node::wal::scrub::{DamagedFile, Scrub, Step, look_at};
 use kv_node::wal::{SealedFile, WalError};
 
 use super::{Happening, Place, Process};
+use crate::sim::admin::Order;
 use crate::sim::coverage::Reached;
 use crate::sim::disk::{SimDisk, SimFile};
 use crate::sim::world::{Event, World};
@@ -38,7 +40,8 @@ impl World {
         let names: Vec<String> = {
             let Some(process) = self.process(place).filter(|process| process.rot.is_none()) else { return };
             let sealed = process.reader.segments().into_iter().filter(|segment| !segment.is_active);
-            sealed.map(|segment| segment.path).collect()
+            let sealed: Vec<String> = sealed.map(|segment| segment.path).collect();
+            sealed.into_iter().chain(self.base_files(place.node)).collect()
         };
         if names.is_empty() {
             return;
@@ -55,8 +58,11 @@ impl World {
         let rotten = volume.disk.bytes(&name);
         volume.ledger.is_damaged = true;
         let ledger = volume.ledger.clone();
-        self.watch.bury(ledger); // as with all damage: until it is mended, others may need what was acknowledged
+        self.watch.bury(ledger, self.now_us); // as with all damage: until it is mended, others may need what was acknowledged
         self.coverage.count(Reached::Rotted);
+        if self.base_files(place.node).contains(&name) {
+            self.coverage.count(Reached::BaseRotted);
+        }
         self.tell(place.node, format_args!("rots: byte {at} of {name}"));
         let rot = Rot { name, sound, rotten, found: None, lent: Found::new(), leader_has_lent: false, staged: None };
         if let Some(process) = self.process(place) {
@@ -73,6 +79,7 @@ impl World {
             return;
         };
         let Some(rot) = process.rot.as_ref() else { return };
+        self.nodes[place.node].volume.disk.lets_read();
         let suspect = process.reader.take_suspect().and_then(|name| look_at(&process.reader, &name));
         let found = suspect.or_else(|| pass(Scrub::new(&process.reader)));
         let found = found.filter(|found| found.listed.listed().is_some_and(|listed| process.wal.lists(&listed)));
@@ -100,6 +107,27 @@ impl World {
             return self.give_up_repair(place);
         }
         self.mend(place);
+        self.borrow_lines(place);
+    }
+
+    /// Only a leader knows what is right: one that lacks lines hands over first.
+    fn borrow_lines(&mut self, place: Place) {
+        let Some(process) = self.process(place) else { return };
+        let is_mended = process.rot.as_ref().is_some_and(|rot| rot.staged.is_some());
+        if process.view.role != Role::Leader {
+            self.ask_for_lines(place);
+        } else if !is_mended {
+            self.order_once(place.node, Order::StepDown, Request::StepDown);
+        }
+    }
+
+    /// Or there is nobody who could take over: it goes on.
+    pub(crate) fn stepped_down(&mut self, place: Place) {
+        let now = self.clock_of(place);
+        let Some(process) = self.process(place) else { return };
+        if process.replica.view(now).role != Role::Leader {
+            self.coverage.count(Reached::RotHandedOver);
+        }
         self.ask_for_lines(place);
     }
 

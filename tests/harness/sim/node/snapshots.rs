@@ -38,6 +38,7 @@ impl World {
     pub(crate) fn send_snapshot(&mut self, place: Place, peer: MemberId, epoch: Epoch) {
         self.watch_snapshot_sent(place, peer);
         if let Err(reason) = self.open_transfer(place, peer, epoch) {
+            self.note_failed_read(place);
             self.snapshot_failed(place, peer, reason);
         }
     }
@@ -91,6 +92,7 @@ impl World {
                 Some(Ok(chunk)) => transfer.left = chunk,
                 Some(Err(error)) => {
                     self.tell(from.node, format_args!("cannot read its log: {error}"));
+                    self.note_failed_read(from);
                     return self.end_transfer(transfer, "the log cannot be read");
                 }
                 None => return self.received(transfer),

@@ -37,10 +37,18 @@ impl World {
             member_id: MemberId(self.random.draw() | 1),
             settings: self.shape.settings,
         };
+        if !self.may_be_lost(index) {
+            self.nodes[index].volume.disk.lets_read();
+        }
         let opened = open(storage, &self.wal_options(), &volume);
+        let happened = self.nodes[index].volume.disk.take_happened();
+        if happened == Some(Trouble::ReadFails) {
+            self.could_not_read(index);
+        }
         match opened {
+            Ok(_) if self.nodes[index].volume.ledger.has_bad_manifest => panic!("a damaged manifest is believed"),
             Ok(opened) => self.run(place, opened),
-            Err(error) => self.not_opened(index, &error),
+            Err(error) => self.not_opened(index, happened, &error),
         }
     }
 
@@ -53,10 +61,23 @@ impl World {
         }
     }
 
-    fn not_opened(&mut self, index: usize, error: &WalError) {
+    /// What a start cannot read is damaged, whatever it would be able to read a moment later.
+    fn could_not_read(&mut self, index: usize) {
+        self.coverage.count(Reached::ReadFailedInRecovery);
+        self.tell(index, format_args!("cannot read all of its volume"));
+        let ledger = &mut self.nodes[index].volume.ledger;
+        ledger.is_damaged = true;
+        let ledger = ledger.clone();
+        self.watch.bury(ledger, self.now_us);
+    }
+
+    fn not_opened(&mut self, index: usize, happened: Option<Trouble>, error: &WalError) {
         self.tell(index, format_args!("does not open: {error}"));
+        if self.nodes[index].volume.ledger.has_bad_manifest {
+            self.coverage.count(Reached::ManifestRefused);
+            return self.begin_empty(index);
+        }
         let disk = &self.nodes[index].volume.disk;
-        let happened = disk.take_happened();
         let was_full = disk.take_was_full();
         assert!(happened.is_some() || was_full, "a good log must open: {error}");
         if happened == Some(Trouble::Stops) {
@@ -84,6 +105,7 @@ impl World {
             self.watch_quarantined(place, quarantine.until, log);
         }
         let node = &mut self.nodes[place.node];
+        node.volume.disk.lets_read();
         let lines = reader.read_from(reader.horizon().next(), usize::MAX).expect("just recovered");
         node.volume.ledger.recovered(&recovered, lines, |id| self.watch.line(id).cloned());
         let options = self.boot_options(place);
@@ -171,6 +193,13 @@ impl World {
     pub(crate) fn start_later(&mut self, index: usize) {
         let delay_us = self.random.between(20_000, self.shape.down_us_max);
         self.at(self.now_us + delay_us, Event::Start(index));
+    }
+
+    pub(crate) fn end(&mut self, place: Place) {
+        if self.process(place).is_some() {
+            self.part(place.node, Crash::Process);
+            self.start_later(place.node);
+        }
     }
 
     /// A process that cannot go on ends by itself, and is started again by whoever looks after it.

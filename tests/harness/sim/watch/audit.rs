@@ -55,6 +55,7 @@ impl World {
     pub(crate) fn watch_mended(&self, place: Place) {
         let node = &self.nodes[place.node];
         let Some(process) = node.process.as_ref() else { return };
+        node.volume.disk.lets_read();
         let rot = process.rot.as_ref().expect("nothing else is made again");
         assert_eq!(node.volume.disk.bytes(&rot.name), rot.sound, "mended, and not what was sealed");
         for line in rot.sound.split_inclusive(|byte| *byte == b'\n').map(<[u8]>::trim_ascii_end) {
@@ -79,6 +80,7 @@ impl World {
         if self.nodes[place.node].volume.ledger.is_damaged {
             return;
         }
+        self.nodes[place.node].volume.disk.lets_read();
         let keyspace = process.replica.keyspace();
         let mut ids: Vec<EntryId> = Vec::new();
         let mut earlier: Vec<EntryId> = Vec::new();

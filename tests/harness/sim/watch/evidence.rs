@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use kv_core::entry::{Entry, EntryId, Epoch, LogPosition};
 use kv_core::group::MemberId;
-use kv_core::message::{Append, AppendAck, AppendResult, Hello, Message, Promise, VoteKind, VoteReply};
+use kv_core::message::{Append, AppendAck, AppendResult, Hello, Message, Promise, VoteKind, VoteReply, VotersAt};
 use kv_core::quorum::majority;
 use kv_core::status::Role;
 
@@ -41,6 +41,8 @@ pub(super) struct Evidence {
     must_show: BTreeSet<Place>,
     /// Who has accepted what this process showed.
     accepted_by: BTreeSet<(Place, MemberId)>,
+    /// And whom it took for the voters.
+    told_voters: BTreeMap<(Place, MemberId), VotersAt>,
     /// What was shown to a process, and not answered yet.
     showings: BTreeMap<(Place, MemberId), Vec<Showing>>,
     /// The last showing that a volume accepted of a member.
@@ -142,8 +144,9 @@ impl World {
                 let covered = evidence.covered.entry((place, *epoch)).or_default();
                 *covered = end.max(*covered);
             }
-            Message::Accepted { start_id, .. } if *start_id == place.start => {
+            Message::Accepted { start_id, voters, .. } if *start_id == place.start => {
                 evidence.accepted_by.insert((place, from));
+                evidence.told_voters.extend(voters.clone().map(|voters| ((place, from), voters)));
             }
             Message::Show { hello, .. } => self.watch_connected(place, hello),
             Message::RefillRequest { epoch, number } if self.leads_in(place, *epoch) => {
@@ -153,6 +156,15 @@ impl World {
             }
             _ => {}
         }
+    }
+
+    /// This start of the member is the one that was accepted last, and no other one has shown itself since.
+    pub(crate) fn surely_counts(&self, place: Place, end: End) -> bool {
+        let is_it = |showing: &Showing| showing.start_id == end.place.start;
+        let evidence = &self.watch.evidence;
+        let accepted = evidence.accepted.get(&(self.volume_of(place), end.member));
+        let shown = evidence.showings.get(&(place, end.member));
+        accepted.is_none_or(is_it) && shown.is_none_or(|showings| showings.iter().all(is_it))
     }
 
     /// `from` had accepted this process, and accepts by now what is newer than it.
@@ -200,7 +212,10 @@ impl World {
                 self.check_not_superseded(place, "votes");
                 self.check_shown(place, "votes");
             }
-            Message::Accepted { incarnation, start_id } => self.check_accepted(place, to, (*incarnation, *start_id)),
+            Message::Accepted { incarnation, start_id, voters } => {
+                self.check_accepted(place, to, (*incarnation, *start_id));
+                self.check_told_voters(place, voters.as_ref());
+            }
             Message::RefillAnswer { epoch, number, .. } => {
                 let leads = self.leads_in(place, *epoch);
                 assert!(leads, "says up to where to refill, and does not lead in epoch {epoch}");
@@ -227,10 +242,25 @@ impl World {
         }
         let me = process.member;
         let knows = |voter: &MemberId| *voter == me || self.watch.evidence.accepted_by.contains(&(place, *voter));
-        let is_known = self.any_configuration(place, |voters| {
+        let is_enough = |voters: &[MemberId]| {
             !voters.contains(&me) || voters.iter().filter(|v| knows(v)).count() >= majority(voters.len())
-        });
+        };
+        let told = self.watch.evidence.told_voters.iter().filter(|((to, _), _)| *to == place).map(|(_, told)| told);
+        let newest = told.max_by_key(|told| told.config_id);
+        let is_known = self.any_configuration(place, is_enough) || newest.is_some_and(|t| is_enough(&t.member_ids));
         assert!(is_known, "{} {does} before a majority has accepted what it shows", self.nodes[place.node].name);
+    }
+
+    /// Those of the log that it had when it accepted; more may have come while that was made durable. One that is about to be
+    /// founded, or filled, knows of none yet.
+    fn check_told_voters(&self, place: Place, told: Option<&VotersAt>) {
+        let told = told.expect("this release says so");
+        let (id, voters) = self.configuration_before(place, told.config_id.next());
+        let [voters, told_voters] = [voters, told.member_ids.clone()].map(BTreeSet::from_iter);
+        assert!(
+            told_voters.is_empty() || id < told.config_id || voters == told_voters,
+            "takes {told_voters:?} for the voters of {id}, and not {voters:?}"
+        );
     }
 
     /// Who has accepted one start of a member accepts no older and no second one; and has it on its disk.
@@ -284,9 +314,7 @@ impl World {
         if self.watch.rules.is_quarantined(place) {
             return;
         }
-        let (_, last) = self.configuration_before(place, EntryId(u64::MAX));
-        let voters: BTreeSet<MemberId> = self.voters_of(place).into_iter().collect();
-        assert_eq!(voters, last.into_iter().collect(), "the voters, and those of the last configuration in the log");
+        self.check_voters(place);
     }
 
     /// A majority's promises are on its disks, the new leader's among them.
@@ -316,8 +344,9 @@ impl World {
             return;
         }
         let before = self.watch.evidence.led.insert(place, (view.epoch, committed));
-        if before.is_some_and(|(epoch, was)| epoch == view.epoch && was < committed) {
+        if let Some((_, was)) = before.filter(|(epoch, was)| *epoch == view.epoch && *was < committed) {
             self.check_counted(place, view.epoch, committed);
+            (was.0 + 1..=committed.0).for_each(|id| self.counted(place, EntryId(id)));
         }
         self.check_lease(place, view.epoch, view.lease_until_mono_ms);
     }

@@ -5,16 +5,18 @@
 use std::collections::BTreeMap;
 
 use kv_core::contract::Persist;
-use kv_core::entry::{Entry, EntryId, Epoch};
+use kv_core::entry::{EntryId, Epoch};
 use kv_core::group::{ClusterId, MemberId};
 use kv_core::message::{Hello, Message};
 use kv_core::status::Role;
 
-use super::rules::voters_in;
 use super::{Ledger, Line, Watch};
 use crate::sim::coverage::Reached;
 use crate::sim::node::Place;
 use crate::sim::world::World;
+
+/// The lines of a volume.
+type Log = BTreeMap<EntryId, Line>;
 
 /// One group, or what became of it.
 #[derive(Debug)]
@@ -60,20 +62,17 @@ impl Groups {
     }
 }
 
-impl Group {
-    /// The configuration that such lines end with, and where it stands among them.
-    fn configuration<'a>(
-        &self,
-        newest_first: impl Iterator<Item = (&'a EntryId, &'a Line)>,
-    ) -> (EntryId, Vec<MemberId>) {
-        let own = newest_first.take_while(|(id, _)| **id > self.at);
-        let entries = own.filter_map(|(_, line)| Entry::decode(line.bytes.clone()).ok());
-        let changed = entries.into_iter().find_map(|entry| Some((entry.id, voters_in(&entry)?)));
-        changed.unwrap_or_else(|| (self.at, self.configurations[0].clone()))
-    }
-}
-
 impl Watch {
+    /// The last configuration of a log below an id: a line that changes it, or the first one of the volume's group.
+    fn configuration_in(&self, volume: &Ledger, log: &Log, below: EntryId) -> (EntryId, Vec<MemberId>) {
+        let group = self.groups.of(volume);
+        let proposed = self.proposed.range((group.at.next(), Epoch::default())..);
+        let below = proposed.take_while(|((id, _), _)| *id < below);
+        let is_here = |(id, epoch): &(EntryId, Epoch)| log.get(id).is_some_and(|line| line.epoch == *epoch);
+        let last = below.filter(|(at, _)| is_here(at)).last();
+        last.map_or_else(|| (group.at, group.configurations[0].clone()), |((id, _), voters)| (*id, voters.clone()))
+    }
+
     pub(crate) fn founded(&mut self, voters: Vec<MemberId>) {
         self.groups.all[0].configurations = vec![voters];
     }
@@ -88,6 +87,11 @@ impl Watch {
     pub(super) fn committed_configuration(&mut self, voters: Vec<MemberId>) {
         let present = self.groups.present;
         self.groups.all[present].configurations.push(voters);
+    }
+
+    /// Those that were ever proposed above an id: who proposed them may be gone, and what he sent may arrive.
+    pub(crate) fn configurations_above(&self, id: EntryId) -> impl Iterator<Item = Vec<MemberId>> {
+        self.proposed.range((id.next(), Epoch::default())..).map(|(_, voters)| voters.clone())
     }
 
     /// Of a group that a recovery has made.
@@ -105,12 +109,12 @@ impl World {
     /// The configuration below an entry in this node's log, and where it stands.
     pub(super) fn configuration_before(&self, place: Place, id: EntryId) -> (EntryId, Vec<MemberId>) {
         let volume = &self.nodes[place.node].volume.ledger;
-        self.watch.groups.of(volume).configuration(volume.asked.range(..id).rev())
+        self.watch.configuration_in(volume, &volume.asked, id)
     }
 
     /// Of the configuration that the durable log of a volume ends with.
     pub(crate) fn voters_of_volume(&self, volume: &Ledger) -> Vec<MemberId> {
-        self.watch.groups.of(volume).configuration(volume.durable.iter().rev()).1
+        self.watch.configuration_in(volume, &volume.durable, EntryId(u64::MAX)).1
     }
 
     /// The last two that were committed in this node's group.

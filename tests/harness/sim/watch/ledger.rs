@@ -31,9 +31,13 @@ pub(crate) struct Ledger {
     pub(crate) is_quarantined: bool,
     /// Something was done to the disk that no disk may do.
     pub(crate) is_damaged: bool,
+    /// It was put back: what its member has acknowledged since is missing until it has been refilled.
+    pub(crate) is_old_copy: bool,
     /// The damage is in the active segment: a loss of power before a start has found it takes the hint with it that
     /// tells it from a torn tail (`docs/correctness.md`, *What escapes*).
     pub(crate) may_look_torn: bool,
+    /// Then it does not open, and a person empties it.
+    pub(crate) has_bad_manifest: bool,
     /// Pages may be readable that are not on the disk.
     pub(crate) sync_failed: bool,
 }
@@ -52,6 +56,7 @@ impl Ledger {
         self.promise = hard.promise;
         self.is_member = hard.cluster_id.is_some();
         self.cluster.clone_from(&hard.cluster_id);
+        self.is_old_copy &= !self.is_quarantined || hard.quarantine.is_some();
         self.is_quarantined = hard.quarantine.is_some();
         self.seen.clone_from(&hard.seen);
     }
@@ -63,11 +68,11 @@ impl Ledger {
         assert!(is_kept, "a vote is replaced: {:?} by {:?}", self.promise, hard.promise);
     }
 
-    pub(super) fn last_asked(&self) -> EntryId {
+    pub(crate) fn last_asked(&self) -> EntryId {
         self.asked.last_key_value().map_or(EntryId::ZERO, |(id, _)| *id)
     }
 
-    pub(super) fn last_durable(&self) -> EntryId {
+    pub(crate) fn last_durable(&self) -> EntryId {
         self.durable.last_key_value().map_or(EntryId::ZERO, |(id, _)| *id)
     }
 

@@ -1,5 +1,7 @@
 //! The checks of the logs: what is asked, what is durable, what is sent, what is applied.
 
+use std::collections::BTreeSet;
+
 use kv_core::command::OperationKind;
 use kv_core::contract::{Persist, View};
 use kv_core::entry::{Body, Control, Entry, EntryId, Epoch};
@@ -11,8 +13,9 @@ use kv_core::state_machine::Outcome;
 use kv_core::status::Role;
 
 use super::rules::voters_in;
-use super::{Decided, Effect, Ledger, Line, Watch};
+use super::{Decided, Effect, GONE_COUNTS_US, Ledger, Line, Watch};
 use crate::sim::admin::Order;
+use crate::sim::coverage::Reached;
 use crate::sim::node::Place;
 use crate::sim::world::{Waiter, World};
 
@@ -72,28 +75,85 @@ impl World {
 
     fn extend_canon(&mut self, place: Place, id: EntryId, line: Line) {
         self.watch_group_acts(place, "commits");
-        self.check_majority(place, id, &line);
+        if self.watch.counted.get(&id) != Some(&line.epoch) {
+            self.check_majority(place, id, &line);
+        }
+        self.count_replacement(&line);
         self.watch.decide(line);
     }
 
+    /// The steps of replacements, as entries tell of them: each entry names those that are half done.
+    fn count_replacement(&mut self, line: &Line) {
+        let entry = Entry::decode(line.bytes.clone()).expect("what was applied is a line");
+        let Body::Control(Control::Config(configuration)) = &entry.body else { return };
+        let half_done: BTreeSet<MemberId> = configuration.replacing.iter().map(|r| r.new.member_id).collect();
+        let begun = half_done.iter().filter(|new| !self.watch.replacing.contains_key(new)).count();
+        (0..begun).for_each(|_| self.coverage.count(Reached::ReplacementBegun));
+        let before = std::mem::take(&mut self.watch.replacing);
+        for (_, since) in before.iter().filter(|(new, _)| configuration.ids().any(|voter| voter == **new)) {
+            self.coverage.count(Reached::ReplacementEnded);
+            if *since < entry.epoch {
+                self.coverage.count(Reached::ReplacementTakenOver);
+            }
+        }
+        let since = |new: MemberId| (new, before.get(&new).copied().unwrap_or(entry.epoch));
+        self.watch.replacing = half_done.into_iter().map(since).collect();
+    }
+
     /// A majority of the voters' disks holds the line now. Majorities of neighbouring configurations
-    /// intersect, so it may be that of the one before, or of the one that its leader has proposed behind it:
+    /// intersect, so it may be that of the one before, or of one that a leader has proposed behind it:
     /// a configuration is in force from the moment it is in the log, which may be the leader's alone.
     pub(super) fn check_majority(&self, place: Place, id: EntryId, line: &Line) {
         let held_by = |voter: &MemberId| self.ledgers_of(*voter).any(|ledger| ledger.durable.get(&id) == Some(line));
         let holds = |voters: &Vec<MemberId>| voters.iter().filter(|v| held_by(v)).count() >= majority(voters.len());
-        let mine = self.voters_of(place);
+        let (_, mine) = self.configuration_before(place, EntryId(u64::MAX));
         let recent = self.recent_configurations(place);
-        let next = self.watch.proposed.range((id, line.epoch)..).filter(|((_, epoch), _)| *epoch >= line.epoch);
-        let next = next.map(|(_, voters)| voters);
+        let next = self.watch.proposed.range((id, line.epoch)..);
+        let next = next.filter(|(at, _)| self.watch.is_behind(**at, (id, line.epoch))).map(|(_, voters)| voters);
         let holds = std::iter::once(&mine).chain(recent).chain(next).any(holds);
         assert!(holds, "entry {id} is committed, and not on the disks of a majority");
     }
 
-    /// Of all volumes that this member has had.
+    /// By its leader. Who has it on disk may lose that before anybody applies it.
+    pub(super) fn counted(&mut self, place: Place, id: EntryId) {
+        self.check_majority_of(place, id);
+        let line = self.nodes[place.node].volume.ledger.asked.get(&id);
+        self.watch.counted.extend(line.map(|line| (id, line.epoch)));
+    }
+
+    /// Also at the moment at which a client is told.
+    pub(super) fn check_majority_of(&self, place: Place, id: EntryId) {
+        if let Some(line) = self.nodes[place.node].volume.ledger.asked.get(&id) {
+            self.check_majority(place, id, line);
+        }
+    }
+
+    /// Of all volumes that this member has, or has had a moment ago.
     pub(super) fn ledgers_of(&self, member: MemberId) -> impl Iterator<Item = &Ledger> {
         let living = self.nodes.iter().map(|node| &node.volume.ledger);
-        living.chain(&self.watch.graveyard).filter(move |ledger| ledger.member() == Some(member))
+        let gone = self.watch.graveyard.iter().filter(|(_, since_us)| self.now_us - since_us < GONE_COUNTS_US);
+        living.chain(gone.map(|(ledger, _)| ledger)).filter(move |ledger| ledger.member() == Some(member))
+    }
+
+    /// What a replica takes for the voters is what its log says, after each of its rounds.
+    pub(crate) fn watch_voters(&self, place: Place) {
+        let Some(process) = self.nodes[place.node].process.as_ref().filter(|process| process.place == place) else {
+            return;
+        };
+        let is_member = process.replica.view(self.clock_of(place)).role != Role::Uninitialised;
+        // Of which group its volume is, a recovery by hand says when it is durable.
+        let recovers = |op: &Persist| matches!(op, Persist::Recover { .. });
+        let mut under_way = process.ops.iter().chain(&process.unfinished).map(|(_, op)| op);
+        let is_between = process.replica.is_installing() || under_way.any(recovers);
+        if is_member && !is_between && !self.watch.rules.is_quarantined(place) {
+            self.check_voters(place);
+        }
+    }
+
+    pub(super) fn check_voters(&self, place: Place) {
+        let (_, last) = self.configuration_before(place, EntryId(u64::MAX));
+        let voters: BTreeSet<MemberId> = self.voters_of(place).into_iter().collect();
+        assert_eq!(voters, last.into_iter().collect(), "the voters, and those of the last configuration in the log");
     }
 
     pub(crate) fn voters_of(&self, place: Place) -> Vec<MemberId> {
@@ -258,6 +318,12 @@ impl World {
 }
 
 impl Watch {
+    /// Both are in one log, in this order: each line names the epoch of the one before it.
+    fn is_behind(&self, (at, of): (EntryId, Epoch), (id, epoch): (EntryId, Epoch)) -> bool {
+        let below = |of: Epoch, at: u64| self.lines.get(&(EntryId(at), of)).map(|(_, before)| *before);
+        at >= id && (id.0 + 1..=at.0).rev().try_fold(of, below) == Some(epoch)
+    }
+
     fn note_line(&mut self, entry: &Entry, before: Epoch) -> Line {
         if let Some(voters) = voters_in(entry) {
             self.proposed.insert((entry.id, entry.epoch), voters);
@@ -299,8 +365,10 @@ impl Watch {
         let Some((request, operation)) = entry.request() else { return };
         self.effects_total += 1;
         let ts_ms = entry.ts_ms.expect("an entry with a request id has its time");
-        let effect = Effect { ts_ms, number: self.effects_total };
-        if let Some(first) = self.effects.insert((request.clone(), operation), effect) {
+        let effect = Effect { id: entry.id, ts_ms, number: self.effects_total };
+        let effects = self.effects.entry((request.clone(), operation)).or_default();
+        effects.push(effect);
+        if let [.., first, _] = effects.as_slice() {
             let expired = ts_ms > first.ts_ms + self.shortest.dedup_expiry_seconds * 1000;
             let evicted = self.effects_total - first.number > self.shortest.dedup_limit;
             self.has_forgotten_requests = true;

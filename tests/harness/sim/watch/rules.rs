@@ -1,6 +1,7 @@
 //! The checks of the rules of replication that no log shows: who was confirmed when by whom, what a
-//! quarantined member keeps from, how voters change, what a full disk allows. All of it is judged by what
-//! is sent and what arrives, never by what a replica thinks.
+//! quarantined member keeps from, how voters change, what a full disk allows. Judged by what is sent and what
+//! arrives. Of what a replica thinks only its voters and its commit are taken: those are compared with its log and with the disks,
+//! after each of its rounds.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,6 +16,7 @@ use kv_core::status::Role;
 use super::{Line, Watch};
 use crate::sim::admin::Order;
 use crate::sim::clients::{Delivery, Wish};
+use crate::sim::coverage::Reached;
 use crate::sim::network::End;
 use crate::sim::node::Place;
 use crate::sim::world::{Waiter, World};
@@ -44,6 +46,8 @@ pub(super) struct Rules {
     quarantined: BTreeMap<Place, EntryId>,
     /// Of those, whose log is whole.
     whole: BTreeSet<Place>,
+    /// Whose log a snapshot has replaced since the last quarantine began.
+    replaced: BTreeSet<Place>,
     /// Whether the replica was told that its disk is full, and how often that changed.
     full: BTreeMap<Place, (bool, u64)>,
 }
@@ -243,6 +247,9 @@ impl World {
             }
             (Waiter::Admin(_), _) => return,
         };
+        if let Reply::Written { written, replay: false } = reply {
+            self.check_majority_of(place, written.id);
+        }
         match reply {
             Reply::ReadAt(_) | Reply::NotFound | Reply::VersionConflict { .. } | Reply::PreconditionFailed => {
                 assert!(
@@ -315,11 +322,17 @@ impl World {
 
     pub(crate) fn watch_quarantined(&mut self, place: Place, until: Option<EntryId>, log: Log) {
         self.note_quarantine_begins(place);
+        self.watch.rules.replaced.remove(&place);
         let committed = EntryId(self.watch.committed());
         if log == Log::Whole {
             self.watch.rules.whole.insert(place);
         }
         self.watch.rules.quarantined.insert(place, until.map_or(committed, |until| until.min(committed)));
+    }
+
+    pub(crate) fn count_refill(&mut self, place: Place) {
+        let by_snapshot = self.watch.rules.replaced.contains(&place);
+        self.coverage.count(if by_snapshot { Reached::RefilledBySnapshot } else { Reached::RefilledByLines });
     }
 
     /// What it holds again counts; that it is committed, a new leader may not know yet.
@@ -366,11 +379,24 @@ impl World {
     /// A snapshot may end below what was acknowledged.
     pub(super) fn watch_replaced(&mut self, place: Place) {
         self.watch.rules.whole.remove(&place);
+        self.watch.rules.replaced.insert(place);
     }
 
     pub(crate) fn watch_snapshot_sent(&mut self, place: Place, to: MemberId) {
         let at = self.nodes[place.node].process.as_ref().map(|process| process.applied());
         self.watch.rules.snapshots.insert((place, to), at.unwrap_or_default());
+    }
+
+    /// Who has waited longest for an answer of a replica, and since when.
+    pub(crate) fn longest_waiting(&self) -> Option<(u64, String)> {
+        let questions = &self.watch.rules.questions;
+        let asked =
+            self.processes().flat_map(|process| process.waiting.iter().map(move |(token, who)| (process, token, who)));
+        let since = asked.filter_map(|(process, token, who)| {
+            Some((questions.get(&(process.place, *token))?.at_us, process.place.node, who))
+        });
+        let (since_us, node, who) = since.min_by_key(|(since_us, ..)| *since_us)?;
+        Some((since_us, format!("{who:?} waits for {}", self.nodes[node].name)))
     }
 
     /// A hand-over ends, one way or the other.

@@ -179,6 +179,19 @@ impl World {
         assert!(leaves_enough, "leaves for a snapshot, and the others are no majority without it");
     }
 
+    /// With the voters that it surely hears, and that count by their own last word.
+    pub(crate) fn could_elect(&self, place: Place) -> bool {
+        let Some(process) = self.nodes[place.node].process.as_ref() else { return false };
+        let (me, voters) = (process.member, self.voters_of(place));
+        let is_heard = |voter: &MemberId| {
+            let is_fit = self.watch.standing.unfit.get(&(place, *voter)) == Some(&false);
+            is_fit && process.connections.contains_key(voter) && self.was_heard(place, *voter, SURELY_HEARD_PERCENT)
+        };
+        let others = voters.iter().filter(|voter| **voter != me && is_heard(voter)).count();
+        let counts = voters.contains(&me) && !self.watch.rules.is_quarantined(place);
+        process.inbox.is_empty() && others > 0 && others + usize::from(counts) >= majority(voters.len())
+    }
+
     fn may_be_heard(&self, place: Place, member: MemberId) -> bool {
         let within_us = self.timeout_ms_of(place) * 1000 * PERHAPS_HEARD_PERCENT / 100;
         let connected_us = self.watch.standing.connected_us.get(&(place, member));
