@@ -22,6 +22,8 @@ pub(crate) struct Recovery {
     stage: Stage,
     /// Of the group whose majority was lost.
     voters: Vec<MemberId>,
+    /// By which that group could go on.
+    former: Vec<Vec<MemberId>>,
     /// Of that group, with the nodes that they belong to.
     lost: Vec<(usize, Volume)>,
     orders: u64,
@@ -60,6 +62,7 @@ impl World {
     fn lose_majority(&mut self) {
         let Some(leader) = self.whole_group() else { return };
         self.recovery.voters = self.voters_of(leader);
+        self.recovery.former = vec![self.recovery.voters.clone()];
         let count = self.recovery.voters.len();
         let mut places: Vec<Place> = self.recovery.voters.iter().filter_map(|voter| self.place_of(*voter)).collect();
         let is_of_now = |place: &Place| {
@@ -109,9 +112,7 @@ impl World {
         let Some((target, epoch)) = self.decided_on(survivor) else { return };
         let place = self.nodes[survivor].process.as_ref().expect("it was just seen").place;
         let voters = self.voters_of(place);
-        if voters.len() > self.recovery.voters.len() {
-            self.recovery.voters = voters; // a change of them has ended since the volumes were lost
-        }
+        self.recovery.former.push(voters); // a change of them may be under way, or have ended, since the volumes were lost
         if self.random.percent(30) {
             self.compact_here(survivor);
         }
@@ -182,14 +183,15 @@ impl World {
 
     /// Never so many that they are a majority of the former group: it would go on, and rightly.
     fn put_former_volume_back(&mut self) {
-        let is_there = |node: &usize| {
-            let member = self.nodes[*node].volume.ledger.member();
-            self.is_former_member(*node) && member.is_some_and(|member| self.recovery.voters.contains(&member))
-        };
-        let there = (0..self.nodes.len()).filter(is_there).count();
         let fits = |(index, _): &(usize, Volume)| self.is_spare(*index);
         let Some(at) = self.recovery.lost.iter().position(fits) else { return };
-        if there + 1 >= majority(self.recovery.voters.len()) {
+        let there = (0..self.nodes.len()).filter(|index| self.is_former_member(*index));
+        let there = there.map(|index| self.nodes[index].volume.ledger.member());
+        let there: Vec<_> = there.chain([self.recovery.lost[at].1.ledger.member()]).collect();
+        let may_go_on = |voters: &Vec<MemberId>| {
+            voters.iter().filter(|voter| there.contains(&Some(**voter))).count() >= majority(voters.len())
+        };
+        if self.recovery.former.iter().any(may_go_on) {
             return;
         }
         let (index, volume) = self.recovery.lost.swap_remove(at);
