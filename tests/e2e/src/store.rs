@@ -216,6 +216,14 @@ impl Store {
         serde_json::from_str(&told).map_err(|error| error.to_string())
     }
 
+    /// A node has not heard another one for the time-out.
+    pub(crate) async fn misses(&self, pod: &str, other: &str) -> Result<(), String> {
+        let members = self.node_status(pod).await?["members"].take();
+        let is_other = |member: &&Value| member["name"] == other;
+        let found = members.as_array().and_then(|members| members.iter().find(is_other));
+        if found.is_some_and(|member| member["health"] == "down") { Ok(()) } else { Err(members.to_string()) }
+    }
+
     /// The Service of the leader holds the pod that leads and no other, even one that led before and still counts as
     /// ready; and takes a write.
     pub(crate) async fn leader_service(&self) {

@@ -71,6 +71,8 @@ async fn laggard_comes_first(suite: &Suite, trial: &Trial) {
     }
     let at_once = DeleteParams::default().grace_period(0);
     store.replace_pod(&laggard, &at_once).await;
+    // Its process goes on for a moment when the API has forgotten its pod.
+    eventually("the leader misses it", 60, || store.misses(&leader, &laggard)).await;
     trial.load.flows(60).await;
     let others: Vec<&String> = pods.iter().filter(|pod| **pod != laggard).collect();
     for pod in &others {
