@@ -4,11 +4,9 @@
 use std::cmp::Reverse;
 use std::time::Duration;
 
-use kv_tests::pass;
+use kv_tests::{pass, target_of};
 use serde_json::Value;
 use tokio::task::JoinHandle;
-
-use crate::group::target;
 
 const INTERVAL: Duration = Duration::from_millis(200);
 /// A follower that heard its leader more recently has one.
@@ -45,7 +43,7 @@ async fn direct(client: reqwest::Client, urls: Vec<String>) {
         seen.sort_by_key(|(_, status)| Reverse(status["last_id"].as_u64()));
         let (url, status) = &seen[refused % seen.len()];
         let order = client.post(format!("{url}/cluster/lead")).header("content-type", "application/json");
-        let answer = order.body(target(status).to_string()).timeout(ANSWER_TIMEOUT).send().await;
+        let answer = order.body(target_of(status).to_string()).timeout(ANSWER_TIMEOUT).send().await;
         let is_refused = answer.is_ok_and(|answer| answer.status() == 409);
         refused = if is_refused { refused + 1 } else { 0 };
     }

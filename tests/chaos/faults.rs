@@ -7,11 +7,11 @@ use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use kv_tests::{Rule, flip_byte, pass, sealed_files, wait_until};
+use kv_tests::{Rule, flip_byte, pass, sealed_files, target_of, wait_until};
 use serde_json::json;
 
 use crate::dice::Dice;
-use crate::group::{Group, target};
+use crate::group::Group;
 
 /// For what the group must manage by itself, on a loaded machine.
 const SECONDS_MAX: u64 = 90;
@@ -295,7 +295,7 @@ impl<'g> Nemesis<'g> {
         let is_wrong = self.dice.percent(30);
         if is_wrong || self.dice.percent(60) {
             let Some(status) = node.try_status().await else { return false };
-            body = target(&status);
+            body = target_of(&status);
         }
         if is_wrong {
             body["if_config_id"] = json!(NO_CONFIG_ID);

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use kv_core::contract::Failover;
 use kv_tests::{
-    Cluster, ClusterSpec, Network, Node, NodeSpec, START_SECONDS, Site, SmallVolume, member_name, wait_until,
+    Cluster, ClusterSpec, Network, Node, NodeSpec, START_SECONDS, Site, SmallVolume, member_name, target_of, wait_until,
 };
 use serde_json::{Value, json};
 
@@ -115,7 +115,7 @@ impl Group {
         let leader = &self.cluster.nodes[leader];
         let Some(status) = leader.try_status().await else { return false };
         let mut body = body.clone();
-        for (name, value) in target(&status).as_object().expect("an object") {
+        for (name, value) in target_of(&status).as_object().expect("an object") {
             body[name] = value.clone();
         }
         let request = leader.request(method, path).header("content-type", "application/json").body(body.to_string());
@@ -170,15 +170,6 @@ impl Drop for Group {
             Command::new("cp").arg("-a").arg(volume.path().join("data")).arg(kept).status().ok();
         }
     }
-}
-
-/// The ids by which an order says whom it is for.
-pub(crate) fn target(status: &Value) -> Value {
-    json!({
-        "cluster_id": status["cluster_id"],
-        "target_member_id": status["member_id"],
-        "if_config_id": status["config_id"],
-    })
 }
 
 fn spec(site: &Site, network: &Network, name: &str, index: u16) -> NodeSpec {

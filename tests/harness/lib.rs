@@ -36,7 +36,7 @@ pub use damage::{flip_byte, sealed_files};
 pub use dev::{Dev, kill_pid};
 pub use load::{Acknowledged, Load, LoadReport};
 pub use network::{Network, Rule};
-pub use node::{Exit, Node, NodeSpec};
+pub use node::{Exit, Node, NodeSpec, target_of};
 pub use raw::{RawClient, heads};
 pub use site::Site;
 pub use small_volume::SmallVolume;

@@ -352,14 +352,9 @@ impl Node {
         .await;
     }
 
-    /// The ids that directives name: cluster, member, configuration.
+    /// The ids that directives name, as this node has them now.
     pub async fn target(&self) -> Value {
-        let status = self.status().await;
-        serde_json::json!({
-            "cluster_id": status["cluster_id"],
-            "target_member_id": status["member_id"],
-            "if_config_id": status["config_id"],
-        })
+        target_of(&self.status().await)
     }
 
     /// POST of a directive with this node's present ids in its body.
@@ -408,4 +403,13 @@ impl Drop for Node {
             unexpected.join("\n")
         );
     }
+}
+
+/// The ids that directives name: cluster, member, configuration.
+pub fn target_of(status: &Value) -> Value {
+    serde_json::json!({
+        "cluster_id": status["cluster_id"],
+        "target_member_id": status["member_id"],
+        "if_config_id": status["config_id"],
+    })
 }

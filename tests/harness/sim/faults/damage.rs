@@ -52,8 +52,7 @@ impl World {
         if self.running(index).is_some() && self.flip_somewhere(index, "manifest.json") {
             let ledger = &mut self.nodes[index].volume.ledger;
             (ledger.is_damaged, ledger.has_bad_manifest) = (true, true);
-            let ledger = ledger.clone();
-            self.watch.bury(ledger, self.now_us);
+            self.bury_a_copy(index);
         }
     }
 
@@ -90,8 +89,7 @@ impl World {
         let sealed: Vec<&File> = files.iter().filter(|other| !other.is_active && other.name != file.name).collect();
         self.damage_another(index, &sealed);
         self.slow_somebody();
-        // What it has acknowledged may be committed by that, and nobody has applied it yet: it was on a majority's disks.
-        self.watch.bury(self.nodes[index].volume.ledger.clone(), self.now_us);
+        self.bury_a_copy(index);
         let Volume { disk, ledger } = &mut self.nodes[index].volume;
         (ledger.is_damaged, ledger.may_look_torn) = (true, file.is_active);
         if file.is_active {

@@ -61,6 +61,12 @@ impl World {
         self.watch.bury(old.ledger, self.now_us);
     }
 
+    /// What its member has acknowledged was on this volume, whatever becomes of it now: others may need that until it is
+    /// mended, and it may commit what nobody has applied yet.
+    pub(crate) fn bury_a_copy(&mut self, index: usize) {
+        self.watch.bury(self.nodes[index].volume.ledger.clone(), self.now_us);
+    }
+
     /// Somebody may be about to give up its own.
     pub(crate) fn hold_volumes(&mut self) {
         self.faults.volumes_last_until_us = self.now_us + 2 * HEARSAY_US;

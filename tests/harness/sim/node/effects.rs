@@ -218,8 +218,7 @@ impl World {
                 let left = reason.starts_with("damaged");
                 if left {
                     self.watch_left(place);
-                    // As with a lost volume: what it has acknowledged, and the snapshot drops, was on its disk.
-                    self.watch.bury(self.nodes[place.node].volume.ledger.clone(), self.now_us);
+                    self.bury_a_copy(place.node); // the snapshot drops what it has acknowledged
                 } else if self.is_place_of_copies(place.node) {
                     self.coverage.count(Reached::CopyRefusedBeside);
                 }

@@ -57,8 +57,7 @@ impl World {
         volume.disk.flip(&name, at, u32::try_from(bit).expect("small"));
         let rotten = volume.disk.bytes(&name);
         volume.ledger.is_damaged = true;
-        let ledger = volume.ledger.clone();
-        self.watch.bury(ledger, self.now_us); // as with all damage: until it is mended, others may need what was acknowledged
+        self.bury_a_copy(place.node);
         self.coverage.count(Reached::Rotted);
         if self.base_files(place.node).contains(&name) {
             self.coverage.count(Reached::BaseRotted);

@@ -65,10 +65,8 @@ impl World {
     fn could_not_read(&mut self, index: usize) {
         self.coverage.count(Reached::ReadFailedInRecovery);
         self.tell(index, format_args!("cannot read all of its volume"));
-        let ledger = &mut self.nodes[index].volume.ledger;
-        ledger.is_damaged = true;
-        let ledger = ledger.clone();
-        self.watch.bury(ledger, self.now_us);
+        self.nodes[index].volume.ledger.is_damaged = true;
+        self.bury_a_copy(index);
     }
 
     fn not_opened(&mut self, index: usize, happened: Option<Trouble>, error: &WalError) {

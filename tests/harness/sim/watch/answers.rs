@@ -67,9 +67,7 @@ impl World {
             self.watch.show(at);
         }
     }
-}
 
-impl World {
     /// Each earlier version of a key that a client reads is the line that was decided, or the file is being repaired.
     pub(crate) fn read_history(&mut self, place: Place, key: &Key) {
         let Some(process) = self.nodes[place.node].process.as_ref() else { return };
