@@ -31,7 +31,7 @@ const SNAPSHOT_UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(60);
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DialError {
-    /// Nobody listens there: the process is dead.
+    /// Nobody listens there, or not any more: the process is dead.
     #[error("connection refused")]
     Refused,
     #[error("{0}")]
@@ -66,13 +66,17 @@ async fn connect_any(host_and_port: &str) -> Result<TcpStream, DialError> {
     for address in addresses {
         match connect_one(address).await {
             Ok(stream) => return Ok(stream),
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                worst = worst.or(Some(DialError::Refused));
-            }
+            Err(error) if is_refusal(&error) => worst = worst.or(Some(DialError::Refused)),
             Err(error) => worst = Some(failed(error)),
         }
     }
     Err(worst.unwrap_or_else(|| DialError::Failed(format!("{host_and_port} has no address"))))
+}
+
+/// What was in the listener's queue when its process died is reset, and has no other side any more.
+fn is_refusal(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionRefused, ConnectionReset, NotConnected};
+    matches!(error.kind(), ConnectionRefused | ConnectionReset | NotConnected)
 }
 
 async fn connect_one(address: SocketAddr) -> io::Result<TcpStream> {
@@ -136,6 +140,10 @@ fn jitter() -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
+    use futures::FutureExt;
+
     use super::*;
 
     #[test]
@@ -179,5 +187,16 @@ mod tests {
         connect(&url).await.expect("connects");
         drop(listener);
         assert!(matches!(connect(&url).await, Err(DialError::Refused)));
+    }
+
+    #[tokio::test]
+    async fn a_listener_that_dies_before_it_takes_the_connection_is_refused() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("binds");
+        let url = format!("http://{}", listener.local_addr().expect("bound"));
+        let mut connecting = pin!(connect(&url));
+        // The kernel puts it into the queue of the listener at once, and it is asked how that went afterwards.
+        assert!((&mut connecting).now_or_never().is_none());
+        drop(listener);
+        assert!(matches!(connecting.await, Err(DialError::Refused)));
     }
 }
