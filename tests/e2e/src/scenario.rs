@@ -147,9 +147,23 @@ pub(crate) fn all() -> Vec<Scenario> {
         scenario!(All, "host-cut", hosts::cut, "the leader's host is cut off", needs Hosts),
         scenario!(All, "host-drained", hosts::drained, "the leader's host drained, cordoned; evictions", needs Signals),
         scenario!(All, "operator-absent", operators::absent, "the leader killed while no operator runs", needs Signals),
+        scenario!(
+            All,
+            "silence-no-operator",
+            operators::absent_in_silence,
+            "the leader stands still while no operator runs",
+            needs Signals
+        ),
         scenario!(All, "operator-killed", operators::killed_while_rolling, "the operator killed while it rolls", needs Signals),
         scenario!(All, "operators-two", operators::two, "two operators of two releases at once"),
         scenario!(All, "api-down", hosts::api_down, "no API server for a minute, and the leader dies", needs ApiServer),
+        scenario!(
+            All,
+            "silence-no-api",
+            hosts::api_down_in_silence,
+            "no API server for a minute, and the leader stands still",
+            needs ApiServer
+        ),
         scenario!(All, "image-crashes", changes::crashing_image, "an image that crashes, and back"),
         scenario!(All, "spec-mended", changes::mended, "a first spec that lets no pod start, put right"),
         scenario!(All, "options", options::changed, "NodePort, PodMonitor, claims that go with their pods"),

@@ -376,8 +376,9 @@ fn shown_by(hello: &Hello) -> Seen {
     Seen { incarnation, start_id, promise: promise.epoch, durable }
 }
 
-/// Within one start nothing can be forgotten: what is shown may only have been overtaken on the way. Of
-/// durable ids only those of one promise compare: a later leader may have had the tail cut.
+/// Within one start nothing can be forgotten: what is shown may only have been overtaken on the way. Durable ids compare
+/// only once an entry of the promised epoch is among them: until then its leader may have the tail cut, and nothing that
+/// was acknowledged to it counts, since it commits by entries of its own.
 fn staleness(seen: &Seen, shown: &Seen) -> Option<String> {
     let Seen { incarnation, start_id, promise, durable } = *shown;
     if (incarnation == seen.incarnation && start_id == seen.start_id) || mutant::on(Mutant::AcceptRestoredVolume) {
@@ -389,7 +390,7 @@ fn staleness(seen: &Seen, shown: &Seen) -> Option<String> {
         Some(format!("saw another start of incarnation {incarnation}"))
     } else if promise < seen.promise {
         Some(format!("saw a promise of epoch {}, it shows {promise}", seen.promise))
-    } else if promise == seen.promise && durable < seen.durable {
+    } else if promise == seen.promise && promise == seen.durable.epoch && durable < seen.durable {
         Some(format!("saw it durable up to id {}, it shows {}", seen.durable.id, durable.id))
     } else {
         None
@@ -419,5 +420,7 @@ mod tests {
         let before = seen(5, 50, 2, (2, 9));
         assert_eq!(staleness(&before, &seen(5, 50, 1, (1, 3))), None);
         assert_eq!(staleness(&before, &seen(6, 60, 3, (1, 3))), None);
+        // Cut by the leader of epoch 3, of which nothing is on disk yet.
+        assert_eq!(staleness(&seen(5, 50, 3, (2, 9)), &seen(6, 60, 3, (2, 8))), None);
     }
 }

@@ -17,8 +17,10 @@ use crate::waiting::eventually;
 
 /// How long the API server is away.
 const API_DOWN: Duration = Duration::from_secs(60);
-/// How long after its end the leader is killed.
+/// How long after that is arranged the leader is killed, or stopped; and when it goes on, while the API server is still away
+/// and before a liveness probe ends it.
 const INTO_API_DOWN: Duration = Duration::from_secs(20);
+const GOES_ON: Duration = Duration::from_secs(30);
 
 pub(crate) async fn stopped(suite: Arc<Suite>, name: &'static str) -> Report {
     broken(&suite, name, HostFault::Stop).await
@@ -99,15 +101,30 @@ async fn cordoned(suite: &Suite, trial: &mut Trial) {
 
 /// Failover needs neither the API server nor the operator.
 pub(crate) async fn api_down(suite: Arc<Suite>, name: &'static str) -> Report {
-    let mut trial = Trial::start(&suite, name, json!({})).await;
+    without_api_server(&suite, name, &[(Signal::Kill, INTO_API_DOWN)], Target::Crash).await
+}
+
+pub(crate) async fn api_down_in_silence(suite: Arc<Suite>, name: &'static str) -> Report {
+    let to_leader = [(Signal::Stop, INTO_API_DOWN), (Signal::Cont, GOES_ON)];
+    without_api_server(&suite, name, &to_leader, Target::Silence).await
+}
+
+async fn without_api_server(suite: &Suite, name: &str, to_leader: &[(Signal, Duration)], target: Target) -> Report {
+    let mut trial = Trial::start(suite, name, json!({})).await;
     trial.open().await;
     let leader = trial.store.leader().await;
-    let sending = Sending::start(&trial.store, &leader, Signal::Kill, INTO_API_DOWN).await;
+    let mut sent = Vec::new();
+    for (signal, after) in to_leader {
+        sent.push(Sending::start(&trial.store, &leader, *signal, *after).await);
+    }
     suite.faults.stop_api_server().await;
     let began = Instant::now();
     pass(API_DOWN.saturating_sub(began.elapsed())).await;
     suite.faults.start_api_server().await;
-    sending.end().await;
-    trial.close(120, Target::Crash).await;
+    for sending in sent {
+        sending.end().await;
+    }
+    trial.another_leads(&leader).await;
+    trial.close(120, target).await;
     trial.end().await
 }

@@ -47,15 +47,26 @@ fn operator_image(pod: &k8s_openapi::api::core::v1::Pod) -> Option<String> {
 }
 
 pub(crate) async fn absent(suite: Arc<Suite>, name: &'static str) -> Report {
-    let mut trial = Trial::start(&suite, name, json!({})).await;
+    without_operator(&suite, name, Signal::Kill, Target::Crash).await
+}
+
+pub(crate) async fn absent_in_silence(suite: Arc<Suite>, name: &'static str) -> Report {
+    without_operator(&suite, name, Signal::Stop, Target::Silence).await
+}
+
+async fn without_operator(suite: &Suite, name: &str, to_leader: Signal, target: Target) -> Report {
+    let mut trial = Trial::start(suite, name, json!({})).await;
     suite.operator.scale(0).await;
     trial.open().await;
     let leader = trial.store.leader().await;
-    signal(&trial.store, &leader, Signal::Kill).await;
+    signal(&trial.store, &leader, to_leader).await;
     trial.load.flows(30).await;
+    if to_leader == Signal::Stop {
+        signal(&trial.store, &leader, Signal::Cont).await;
+    }
     suite.operator.scale(REPLICAS).await;
     trial.another_leads(&leader).await;
-    trial.close(60, Target::Crash).await;
+    trial.close(60, target).await;
     trial.end().await
 }
 

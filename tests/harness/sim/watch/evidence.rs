@@ -77,11 +77,15 @@ impl Showing {
         Self { incarnation: *incarnation, start_id: *start_id, promise: promise.epoch, durable: *durable }
     }
 
-    /// Nothing that the earlier one has is missing, and it is no second start beside that.
+    /// Nothing that the earlier one has and that counts is missing, and it is no second start beside that. What was
+    /// acknowledged to the leader of an epoch counts with the first entry of that epoch.
     fn follows(&self, earlier: &Self) -> bool {
         let is_same = (self.incarnation, self.start_id) == (earlier.incarnation, earlier.start_id);
-        let newest = |showing: &Self| (showing.promise, showing.durable);
-        is_same || (self.incarnation > earlier.incarnation && newest(self) >= newest(earlier))
+        let counts = |showing: &Self| match showing.durable {
+            durable if durable.epoch == showing.promise => (showing.promise, durable.id),
+            _ => (showing.promise, EntryId::ZERO),
+        };
+        is_same || (self.incarnation > earlier.incarnation && counts(self) >= counts(earlier))
     }
 }
 
