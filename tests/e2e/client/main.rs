@@ -25,6 +25,9 @@ enum Command {
         /// The Service of the cluster
         #[arg(long)]
         url: String,
+        /// How many nodes it leads to when the work begins
+        #[arg(long)]
+        nodes: usize,
         /// Where the suite steers it
         #[arg(long, default_value = "0.0.0.0:8080")]
         listen: SocketAddr,
@@ -54,9 +57,9 @@ enum Command {
 
 fn main() -> ExitCode {
     match Command::parse() {
-        Command::Load { url, listen, seed } => {
+        Command::Load { url, nodes, listen, seed } => {
             let runtime = tokio::runtime::Runtime::new().expect("a runtime starts");
-            runtime.block_on(server::serve(listen, url, seed))
+            runtime.block_on(server::serve(listen, url, nodes, seed))
         }
         Command::Signal { signal, pod_uid, program, after_seconds } => {
             signal::send(signal, &pod_uid, &program, std::time::Duration::from_secs(after_seconds))

@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 
 use crate::verdict::verdict;
 use crate::window::{Counted, Window};
-use crate::worker::{ATTEMPT_TIMEOUT, Field, WORKERS, Worker, connection};
+use crate::worker::{ATTEMPT_TIMEOUT, Field, WORKERS, Worker, connection, reach};
 
 /// The workers, until they have been told to finish; and the judgement of what they did.
 struct Client {
@@ -30,8 +30,9 @@ struct Client {
 
 type Shared = State<Arc<Client>>;
 
-/// Works from the start, and serves until the pod is deleted.
-pub(crate) async fn serve(listen: SocketAddr, url: String, seed: u64) -> ExitCode {
+/// Works from the start, once so many nodes are reached, and serves until the pod is deleted.
+pub(crate) async fn serve(listen: SocketAddr, url: String, nodes: usize, seed: u64) -> ExitCode {
+    reach(&url, nodes).await;
     let http = connection();
     let field = Arc::new(Field {
         caller: Caller::new(http, ATTEMPT_TIMEOUT),

@@ -2,6 +2,7 @@
 //! on the condition that nobody did meanwhile, and reads. Keeps its connection, gives an attempt up after two
 //! seconds and waits 20 ms between attempts. Remembers what was acknowledged; judges nothing.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 use kv_tests::history::{Action, Call, Condition, Outcome};
 use kv_tests::random::Random;
 use kv_tests::{Caller, pass};
+use serde_json::Value;
 
 use crate::window::Window;
 
@@ -45,6 +47,20 @@ pub(crate) struct Acknowledged {
 pub(crate) fn connection() -> reqwest::Client {
     let builder = reqwest::Client::builder().pool_max_idle_per_host(1).no_proxy().tls_certs_only([]);
     builder.build().expect("nothing in this configuration depends on the machine")
+}
+
+/// Returns once new connections lead to so many nodes. A Service whose pods have just become ready may lead to the first one
+/// alone, and who connects then stays there.
+pub(crate) async fn reach(url: &str, nodes: usize) {
+    let mut reached = BTreeSet::new();
+    while reached.len() < nodes {
+        if let Ok(answer) = connection().get(format!("{url}/status")).timeout(ATTEMPT_TIMEOUT).send().await
+            && let Ok(status) = answer.json::<Value>().await
+        {
+            reached.extend(status["member_id"].as_str().map(str::to_owned));
+        }
+        pass(BETWEEN_ATTEMPTS).await;
+    }
 }
 
 pub(crate) fn shared_key(seed: u64, number: u64) -> String {

@@ -52,10 +52,11 @@ pub(crate) struct Verdict {
 }
 
 impl Load {
-    /// Starts a client, on this host if one is named, and waits until writes flow.
+    /// Starts a client of all that is ready, on this host if one is named, and waits until writes flow.
     pub(crate) async fn start(store: &Store, host: Option<&str>) -> Self {
         let load = Self { store: store.clone() };
-        let pod = crate::kube::from_json(pod(&store.namespace, host));
+        let nodes = store.status().await.ready_replicas;
+        let pod = crate::kube::from_json(pod(&store.namespace, host, nodes));
         store.pod_api().create(&PostParams::default(), &pod).await.expect("the client's pod is accepted");
         eventually("the client's pod answers", 60, || load.try_counted()).await;
         load.open().await;
@@ -134,8 +135,9 @@ impl Load {
 }
 
 /// As restricted as everybody else.
-fn pod(namespace: &str, host: Option<&str>) -> serde_json::Value {
-    let seed = SEEDS.fetch_add(1, Ordering::Relaxed);
+fn pod(namespace: &str, host: Option<&str>, nodes: i32) -> serde_json::Value {
+    let (url, nodes) = (format!("http://{NAME}.{namespace}.svc:8000"), nodes.to_string());
+    let seed = SEEDS.fetch_add(1, Ordering::Relaxed).to_string();
     let selector = host.map(|host| json!({ "kubernetes.io/hostname": host }));
     json!({
         "apiVersion": "v1",
@@ -155,7 +157,7 @@ fn pod(namespace: &str, host: Option<&str>) -> serde_json::Value {
                 "name": "client",
                 "image": IMAGE,
                 "imagePullPolicy": "IfNotPresent",
-                "args": ["load", "--url", format!("http://{NAME}.{namespace}.svc:8000"), "--seed", seed.to_string()],
+                "args": ["load", "--url", url, "--nodes", nodes, "--seed", seed],
                 "securityContext": restricted(),
             }],
         },
