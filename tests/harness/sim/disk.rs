@@ -144,6 +144,10 @@ impl SimDisk {
         std::mem::take(&mut self.lock().was_full)
     }
 
+    pub(crate) fn has_stopped(&self) -> bool {
+        self.lock().has_stopped
+    }
+
     /// None: without end.
     pub(crate) fn set_room(&self, bytes: Option<u64>) {
         let mut disk = self.lock();

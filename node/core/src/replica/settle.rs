@@ -106,6 +106,7 @@ impl Replica {
         self.hard.committed = position.id;
         if let Some(quarantine) = &mut self.hard.quarantine {
             quarantine.may_vote = false; // it may end below what was acknowledged
+            self.persist.take_back_what_counts();
         }
         self.installing = true;
         let state = Box::new(self.hard.clone());

@@ -101,8 +101,8 @@ impl World {
         let piece = transfer.left.split_to(PIECE_BYTES.min(transfer.left.len()));
         if let Err(error) = transfer.staging.feed(&piece) {
             self.tell(to.node, format_args!("cannot take a snapshot in: {error}"));
-            self.end_transfer(transfer, "it cannot be written");
-            return self.side_work_failed(to);
+            self.side_work_failed(to);
+            return self.end_transfer(transfer, "it cannot be written");
         }
         let delay_us = self.network.delay_us(&mut self.random);
         self.transfers.insert(number, transfer);
@@ -140,28 +140,42 @@ impl World {
         if !process.replica.is_installing() {
             process.reader.withdraw();
             process.is_receiving = false;
+            self.note_discarded(place);
         }
     }
 
     /// The end of the stream proves nothing to its receiver.
     fn broken_off(&mut self, transfer: Transfer) {
         let Transfer { from, to, receiver, floor, left, staging, .. } = transfer;
-        let is_whole = left.is_empty();
-        assert!(is_whole || staging.finish().is_err(), "a snapshot without its end was taken");
-        self.drop_floor(from, floor);
-        if let Some(process) = self.process(to) {
-            process.is_receiving = false;
+        if left.is_empty() {
+            drop(staging);
+        } else {
+            assert!(staging.finish().is_err(), "a snapshot without its end was taken");
         }
+        self.give_up(from, to, floor);
         self.snapshot_failed(from, receiver, "the connection broke");
     }
 
     fn end_transfer(&mut self, transfer: Transfer, reason: &'static str) {
-        let Transfer { from, to, receiver, floor, .. } = transfer;
+        let Transfer { from, to, receiver, floor, staging, .. } = transfer;
+        drop(staging);
+        self.give_up(from, to, floor);
+        self.snapshot_failed(from, receiver, reason);
+    }
+
+    fn give_up(&mut self, from: Place, to: Place, floor: EntryId) {
         self.drop_floor(from, floor);
         if let Some(process) = self.process(to) {
             process.is_receiving = false;
+            self.note_discarded(to);
         }
-        self.snapshot_failed(from, receiver, reason);
+    }
+
+    /// Nobody hears of it when a file that is of no use cannot be removed, except when the machine stops there.
+    fn note_discarded(&mut self, place: Place) {
+        if self.nodes[place.node].volume.disk.has_stopped() {
+            self.side_work_failed(place);
+        }
     }
 
     fn snapshot_failed(&mut self, place: Place, peer: MemberId, reason: &str) {
