@@ -14,7 +14,7 @@ use super::coverage::Reached;
 use super::disk::{Crash, SimDisk};
 use super::node::{Place, Volume};
 use super::targets::FAR;
-use super::watch::Ledger;
+use super::watch::{Ledger, most};
 use super::world::{Waiter, World};
 
 #[derive(Debug, Default)]
@@ -188,9 +188,7 @@ impl World {
         let there = (0..self.nodes.len()).filter(|index| self.is_former_member(*index));
         let there = there.map(|index| self.nodes[index].volume.ledger.member());
         let there: Vec<_> = there.chain([self.recovery.lost[at].1.ledger.member()]).collect();
-        let may_go_on = |voters: &Vec<MemberId>| {
-            voters.iter().filter(|voter| there.contains(&Some(**voter))).count() >= majority(voters.len())
-        };
+        let may_go_on = |voters: &Vec<MemberId>| most(voters, |voter| there.contains(&Some(*voter)));
         if self.recovery.former.iter().any(may_go_on) {
             return;
         }

@@ -30,6 +30,7 @@ use kv_core::command::{Key, OperationKind, RequestId};
 use kv_core::contract::Base;
 use kv_core::entry::{EntryId, Epoch};
 use kv_core::group::{ClusterId, FEATURE_LEVEL, MemberId, Settings};
+use kv_core::quorum::majority;
 use kv_core::state_machine::{Outcome, StateMachine};
 
 use super::beside::VolumeId;
@@ -46,6 +47,11 @@ use tuning::Tuned;
 
 /// What a volume that is gone has acknowledged arrives within this time, and counts.
 const GONE_COUNTS_US: u64 = 5_000_000;
+
+/// A majority of these.
+pub(crate) fn most(voters: &[MemberId], counts: impl Fn(&MemberId) -> bool) -> bool {
+    voters.iter().filter(|voter| counts(voter)).count() >= majority(voters.len())
+}
 
 /// A line, with its epoch.
 #[derive(Debug, Clone, PartialEq, Eq)]

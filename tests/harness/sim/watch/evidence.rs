@@ -7,11 +7,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use kv_core::entry::{Entry, EntryId, Epoch, LogPosition};
 use kv_core::group::MemberId;
 use kv_core::message::{Append, AppendAck, AppendResult, Hello, Message, Promise, VoteKind, VoteReply, VotersAt};
-use kv_core::quorum::majority;
 use kv_core::status::Role;
 
-use super::Watch;
 use super::rules::{LEASE_PERCENT, Question};
+use super::{Watch, most};
 use crate::sim::beside::VolumeId;
 use crate::sim::network::End;
 use crate::sim::node::Place;
@@ -246,9 +245,7 @@ impl World {
         }
         let me = process.member;
         let knows = |voter: &MemberId| *voter == me || self.watch.evidence.accepted_by.contains(&(place, *voter));
-        let is_enough = |voters: &[MemberId]| {
-            !voters.contains(&me) || voters.iter().filter(|v| knows(v)).count() >= majority(voters.len())
-        };
+        let is_enough = |voters: &[MemberId]| !voters.contains(&me) || most(voters, knows);
         let told = self.watch.evidence.told_voters.iter().filter(|((to, _), _)| *to == place).map(|(_, told)| told);
         let newest = told.max_by_key(|told| told.config_id);
         let is_known = self.any_configuration(place, is_enough) || newest.is_some_and(|t| is_enough(&t.member_ids));
@@ -326,14 +323,10 @@ impl World {
         let Some(me) = self.nodes[place.node].process.as_ref().map(|process| process.member) else { return };
         let keeps = |promise: Promise| promise.epoch > epoch || promise == Promise { epoch, candidate: Some(me) };
         let has_promised = |voter: &MemberId| self.ledgers_of(*voter).any(|ledger| keeps(ledger.promise));
-        let holds = self.any_configuration(place, |voters| {
-            voters.iter().filter(|voter| has_promised(voter)).count() >= majority(voters.len())
-        });
+        let holds = self.any_majority(place, has_promised);
         let votes = self.watch.evidence.votes.get(&(place, epoch));
         let has_voted = |voter: &MemberId| *voter == me || votes.is_some_and(|votes| votes.contains(voter));
-        let is_voted_for = self.any_configuration(place, |voters| {
-            voters.iter().filter(|voter| has_voted(voter)).count() >= majority(voters.len())
-        });
+        let is_voted_for = self.any_majority(place, has_voted);
         assert!(is_voted_for, "{me} leads in epoch {epoch} without a majority of votes that count");
         assert!(holds && has_promised(&me), "{me} leads in epoch {epoch} without a majority's durable promises");
     }
@@ -371,9 +364,7 @@ impl World {
             Some((up_to, Counts::Yes, _)) => *up_to >= id,
             Some((_, Counts::No, _)) | None => false,
         };
-        let holds = self.any_configuration(place, |voters| {
-            voters.iter().filter(|voter| acknowledged(voter)).count() >= majority(voters.len())
-        });
+        let holds = self.any_majority(place, acknowledged);
         assert!(holds, "entry {id} is counted as committed, and no majority has acknowledged it in epoch {epoch}");
     }
 
@@ -387,8 +378,7 @@ impl World {
             let sent_ms = answered.and_then(|round| rules.rounds.get(&(place, epoch, round)).copied());
             *voter == process.member || sent_ms.is_some_and(|sent_ms| until_ms <= sent_ms + lease_ms)
         };
-        let holds = until_ms == 0
-            || self.any_configuration(place, |v| v.iter().filter(|voter| covers(voter)).count() >= majority(v.len()));
+        let holds = until_ms == 0 || self.any_majority(place, covers);
         assert!(holds, "the lease ends at {until_ms}, later than what a majority has answered in epoch {epoch} allows");
     }
 }

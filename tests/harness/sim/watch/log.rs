@@ -8,12 +8,11 @@ use kv_core::entry::{Body, Control, Entry, EntryId, Epoch};
 use kv_core::group::MemberId;
 use kv_core::message::{AppendAck, AppendResult, Message, Promise, VoteKind, VoteReply};
 use kv_core::mutant;
-use kv_core::quorum::majority;
 use kv_core::state_machine::Outcome;
 use kv_core::status::Role;
 
 use super::rules::voters_in;
-use super::{Decided, Effect, GONE_COUNTS_US, Ledger, Line, Watch};
+use super::{Decided, Effect, GONE_COUNTS_US, Ledger, Line, Watch, most};
 use crate::sim::admin::Order;
 use crate::sim::coverage::Reached;
 use crate::sim::node::Place;
@@ -105,12 +104,11 @@ impl World {
     /// a configuration is in force from the moment it is in the log, which may be the leader's alone.
     pub(super) fn check_majority(&self, place: Place, id: EntryId, line: &Line) {
         let held_by = |voter: &MemberId| self.ledgers_of(*voter).any(|ledger| ledger.durable.get(&id) == Some(line));
-        let holds = |voters: &Vec<MemberId>| voters.iter().filter(|v| held_by(v)).count() >= majority(voters.len());
         let (_, mine) = self.configuration_before(place, EntryId(u64::MAX));
         let recent = self.recent_configurations(place);
         let next = self.watch.proposed.range((id, line.epoch)..);
         let next = next.filter(|(at, _)| self.watch.is_behind(**at, (id, line.epoch))).map(|(_, voters)| voters);
-        let holds = std::iter::once(&mine).chain(recent).chain(next).any(holds);
+        let holds = std::iter::once(&mine).chain(recent).chain(next).any(|voters| most(voters, held_by));
         assert!(holds, "entry {id} is committed, and not on the disks of a majority");
     }
 

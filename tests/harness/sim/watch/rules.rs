@@ -10,10 +10,9 @@ use kv_core::contract::{Refusal, Reply, Token};
 use kv_core::entry::{Body, Control, Entry, EntryId, Epoch};
 use kv_core::group::MemberId;
 use kv_core::message::{Append, AppendAck, AppendResult, Heartbeat, Hello, Lead, Message, Round};
-use kv_core::quorum::majority;
 use kv_core::status::Role;
 
-use super::{Line, Watch};
+use super::{Line, Watch, most};
 use crate::sim::admin::Order;
 use crate::sim::clients::{Delivery, Wish};
 use crate::sim::coverage::Reached;
@@ -188,23 +187,23 @@ impl World {
         assert_eq!(own, Some(entry.epoch), "entry {} changes voters before one of its epoch is committed", entry.id);
         let (changed_at, before) = self.configuration_before(place, entry.id);
         assert!(changed_at <= committed, "entry {} changes voters while {changed_at} does", entry.id);
-        let added: Vec<&MemberId> = after.iter().filter(|voter| !before.contains(voter)).collect();
-        let have_answered = added.iter().all(|voter| self.has_acknowledged(place, entry.epoch, **voter));
+        let added: Vec<MemberId> = after.iter().filter(|voter| !before.contains(voter)).copied().collect();
+        let have_answered = added.iter().all(|voter| self.has_acknowledged(place, entry.epoch, *voter));
         assert!(have_answered, "entry {} makes {added:?} voters, which have acknowledged nothing", entry.id);
-        let rests_on = if added.is_empty() { after.iter().collect() } else { added.clone() };
-        assert!(self.is_answered(place, entry.epoch, &rests_on), "entry {} changes voters unanswered", entry.id);
+        let rests_on = if added.is_empty() { &after } else { &added };
+        assert!(self.is_answered(place, entry.epoch, rests_on), "entry {} changes voters unanswered", entry.id);
         let added = added.len();
         let removed = before.iter().filter(|voter| !after.contains(voter)).count();
         // Who is awaited in the place of a lost voter can be let go, too: then the voters stay as they are.
         let lets_go = added + removed == 0 && self.watch.is_fewer_awaited(entry, changed_at);
         assert!(added + removed == 1 || lets_go, "entry {} adds {added} voters and removes {removed}", entry.id);
         let me = process.member;
-        let there = after.iter().filter(|v| **v == me || self.was_heard(place, **v, PERHAPS_HEARD_PERCENT)).count();
-        assert!(removed == 0 || there >= majority(after.len()), "entry {} leaves no majority that is there", entry.id);
+        let is_there = |voter: &MemberId| *voter == me || self.was_heard(place, *voter, PERHAPS_HEARD_PERCENT);
+        assert!(removed == 0 || most(&after, is_there), "entry {} leaves no majority that is there", entry.id);
     }
 
     /// A majority of these has answered since a change of voters was asked for. (A replacement nobody asks for.)
-    fn is_answered(&self, place: Place, epoch: Epoch, by: &[&MemberId]) -> bool {
+    fn is_answered(&self, place: Place, epoch: Epoch, by: &[MemberId]) -> bool {
         let Some(process) = self.nodes[place.node].process.as_ref() else { return true };
         let changes = |waiter: &Waiter| matches!(waiter, Waiter::Admin(Order::Voter | Order::Remove));
         let orders = process.waiting.iter().filter(|(_, waiter)| changes(waiter));
@@ -214,8 +213,7 @@ impl World {
             let answered = self.watch.rules.answered.get(&(place, epoch, *voter)).copied();
             *voter == process.member || answered > since(question)
         };
-        let is_met =
-            |question: &Question| by.iter().filter(|voter| answers(voter, question)).count() >= majority(by.len());
+        let is_met = |question: &Question| most(by, |voter| answers(voter, question));
         questions.peek().is_none() || questions.any(is_met)
     }
 
@@ -281,10 +279,12 @@ impl World {
         let by_entry = epoch == question.epoch && process.replica.positions().1 > question.last;
         let answered = |voter: &MemberId| self.watch.rules.answered.get(&(place, epoch, *voter)).copied();
         let confirms = |voter: &MemberId| *voter == process.member || answered(voter) > before;
-        by_entry
-            || self.any_configuration(place, |voters| {
-                voters.iter().filter(|v| confirms(v)).count() >= majority(voters.len())
-            })
+        by_entry || self.any_majority(place, confirms)
+    }
+
+    /// Of the voters by one of the configurations that may be in force.
+    pub(super) fn any_majority(&self, place: Place, counts: impl Fn(&MemberId) -> bool) -> bool {
+        self.any_configuration(place, |voters| most(voters, &counts))
     }
 
     /// That of the replica now, or one of the last: it may have changed since it was counted by. Of those that are
@@ -316,7 +316,7 @@ impl World {
         let confirms = |voter: &MemberId| {
             *voter == process.member || rules.answered.get(&(place, view.epoch, *voter)).is_some_and(sent_since)
         };
-        let holds = self.any_configuration(place, |v| v.iter().filter(|v| confirms(v)).count() >= majority(v.len()));
+        let holds = self.any_majority(place, confirms);
         assert!(holds, "a leader answers a read that no majority has heard of within the lease");
     }
 

@@ -7,9 +7,9 @@ use kv_core::contract::Failover;
 use kv_core::entry::Epoch;
 use kv_core::group::MemberId;
 use kv_core::message::{Append, Heartbeat, Lead, Message, Round, VoteKind, VoteRequest};
-use kv_core::quorum::majority;
 use kv_core::status::Role;
 
+use super::most;
 use super::rules::{PERHAPS_HEARD_PERCENT, SURELY_HEARD_PERCENT};
 use crate::sim::admin::Order;
 use crate::sim::node::Place;
@@ -173,9 +173,7 @@ impl World {
             let is_fit = self.watch.standing.unfit.get(&(place, *voter)) == Some(&false);
             *voter != me && is_fit && self.may_be_heard(place, *voter)
         };
-        let leaves_enough = self.any_configuration(place, |voters| {
-            !voters.contains(&me) || voters.iter().filter(|voter| counts(voter)).count() >= majority(voters.len())
-        });
+        let leaves_enough = self.any_configuration(place, |voters| !voters.contains(&me) || most(voters, counts));
         assert!(leaves_enough, "leaves for a snapshot, and the others are no majority without it");
     }
 
@@ -187,9 +185,10 @@ impl World {
             let is_fit = self.watch.standing.unfit.get(&(place, *voter)) == Some(&false);
             is_fit && process.connections.contains_key(voter) && self.was_heard(place, *voter, SURELY_HEARD_PERCENT)
         };
-        let others = voters.iter().filter(|voter| **voter != me && is_heard(voter)).count();
-        let counts = voters.contains(&me) && !self.watch.rules.is_quarantined(place);
-        process.inbox.is_empty() && others > 0 && others + usize::from(counts) >= majority(voters.len())
+        let is_fit = !self.watch.rules.is_quarantined(place);
+        let has_others = voters.iter().any(|voter| *voter != me && is_heard(voter));
+        let counts = |voter: &MemberId| if *voter == me { is_fit } else { is_heard(voter) };
+        process.inbox.is_empty() && has_others && most(&voters, counts)
     }
 
     fn may_be_heard(&self, place: Place, member: MemberId) -> bool {
@@ -204,10 +203,10 @@ impl World {
         let Some(process) = self.nodes[place.node].process.as_ref() else { return };
         let status = process.replica.status(self.clock_of(place));
         let voters = self.voters_of(place);
-        let heard = voters.iter().filter(|v| **v == process.member || self.may_be_heard(place, **v)).count();
+        let may_be_heard = |voter: &MemberId| *voter == process.member || self.may_be_heard(place, *voter);
         let is_unheard = status.role == Role::Leader
             && status.tuning.failover == Failover::Automatic
-            && heard < majority(voters.len());
+            && !most(&voters, may_be_heard);
         let since = &mut self.watch.standing.unheard_since_us;
         if !is_unheard {
             since.remove(&place);
