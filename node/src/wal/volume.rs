@@ -37,6 +37,11 @@ pub(crate) fn settle<S: Storage>(
     manifest: &mut Manifest,
     leftovers: Leftovers,
 ) -> io::Result<Vec<String>> {
+    if leftovers == Leftovers::Remove {
+        // The manifest that was just read may be one that a killed process had not synced yet: what goes by it must not be
+        // what the one before lists, should the power bring that back.
+        sync_dir(storage, "")?;
+    }
     let mut names = storage.list("")?;
     for (staged, name) in staged_names(manifest) {
         if let Ok(at) = names.binary_search(&staged) {
