@@ -111,6 +111,11 @@ impl World {
     fn recover(&mut self, survivor: usize) {
         let Some((target, epoch)) = self.decided_on(survivor) else { return };
         let place = self.nodes[survivor].process.as_ref().expect("it was just seen").place;
+        if most(&self.voters_of_volume(&self.nodes[survivor].volume.ledger), |voter| self.is_intact(*voter)) {
+            // A change of voters that was under way, or the replacement of one, has made a majority of those who are left.
+            self.recovery = Recovery { orders: self.recovery.orders, ..Recovery::default() };
+            return;
+        }
         let voters = self.voters_of(place);
         self.recovery.former.push(voters); // a change of them may be under way, or have ended, since the volumes were lost
         if self.random.percent(30) {

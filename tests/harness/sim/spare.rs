@@ -6,6 +6,7 @@ use kv_core::entry::EntryId;
 use kv_core::group::MemberId;
 
 use super::admin::Order;
+use super::network::End;
 use super::node::{Node, Place};
 use super::world::{Waiter, World};
 
@@ -34,16 +35,23 @@ impl World {
 
     /// Every voter of the leader's configuration runs, is trusted, and holds all that was ever applied.
     fn is_whole(&self, leader: Place) -> bool {
-        let newest = EntryId(self.watch.committed());
+        let (newest, voters) = (EntryId(self.watch.committed()), self.voters_of(leader));
         let holds_all = |member: &MemberId| {
             let Some(place) = self.place_of(*member) else { return false };
             let node = &self.nodes[place.node];
             let Some(process) = node.process.as_ref() else { return false };
             let ledger = &node.volume.ledger;
             let trusted = process.view.serves && !ledger.is_damaged && !ledger.is_quarantined;
-            trusted && process.applied() == newest && process.replica.positions().0.id == newest
+            let is_known = !self.shape.copies || self.is_known_to(&voters, End { place, member: *member });
+            trusted && is_known && process.applied() == newest && process.replica.positions().0.id == newest
         };
-        newest > EntryId::ZERO && self.voters_of(leader).iter().all(holds_all)
+        newest > EntryId::ZERO && voters.iter().all(holds_all)
+    }
+
+    /// By this very start: who has run beside a copy of itself may still be found out as the older one.
+    fn is_known_to(&self, voters: &[MemberId], end: End) -> bool {
+        let mut others = voters.iter().filter_map(|voter| self.place_of(*voter)).filter(|place| *place != end.place);
+        others.all(|place| self.surely_counts(place, end))
     }
 
     /// What is left is a majority of intact volumes in every configuration that may be in force.
@@ -84,7 +92,7 @@ impl World {
     }
 
     /// It holds whatever its member has acknowledged.
-    fn is_intact(&self, voter: MemberId) -> bool {
+    pub(super) fn is_intact(&self, voter: MemberId) -> bool {
         let is_its = |(index, node): &(usize, &Node)| {
             node.volume.ledger.member() == Some(voter) && !self.is_former_member(*index)
         };

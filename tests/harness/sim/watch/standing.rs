@@ -23,6 +23,8 @@ const UNHEARD_US_MAX: u64 = 1_000_000;
 pub(super) struct Standing {
     /// Processes that nobody has told to campaign above this epoch.
     untold: BTreeMap<Place, Epoch>,
+    /// In which epoch a leader has handed over to a process last. It may hear that leader's heartbeat in the same round.
+    handed: BTreeMap<Place, Epoch>,
     /// They led, and have followed nobody since.
     deposed: BTreeSet<Place>,
     /// Whom a process follows in which epoch, and when it was last heard as a leader.
@@ -58,7 +60,10 @@ impl World {
     pub(super) fn note_standing(&mut self, place: Place, from: MemberId, message: &Message) {
         let standing = &mut self.watch.standing;
         match message {
-            Message::TimeoutNow { .. } => drop(standing.untold.remove(&place)),
+            Message::TimeoutNow { epoch } => {
+                standing.untold.remove(&place);
+                standing.handed.insert(place, *epoch);
+            }
             Message::NotAMember { .. } => drop(standing.led.remove(&place)),
             Message::Heartbeat(Heartbeat { epoch, lead, unfit, .. }) => {
                 standing.unfit.insert((place, from), *unfit);
@@ -148,8 +153,10 @@ impl World {
         if !self.shape.is_manual || failover != Failover::Manual || self.voters_of(place).len() == 1 {
             return;
         }
-        let since = self.watch.standing.untold.get(&place);
-        assert!(since.is_none_or(|since| epoch <= *since), "campaigns for epoch {epoch}, and was not told to");
+        let Standing { untold, handed, .. } = &self.watch.standing;
+        let is_untold = untold.get(&place).is_some_and(|since| epoch > *since);
+        let is_handed = handed.get(&place).is_some_and(|handed| epoch.0 == handed.0 + 1);
+        assert!(!is_untold || is_handed, "campaigns for epoch {epoch}, and was not told to");
     }
 
     fn check_sent_alone(&self, place: Place, append: &Append) {
