@@ -186,15 +186,17 @@ impl World {
         is_recovered && volume.cluster().is_some() && !self.watch.is_of_a_recovered_group(volume)
     }
 
-    /// Never so many that they are a majority of the former group: it would go on, and rightly.
+    /// Never so many that they are a majority of the former group, by whichever of their logs: it would go on, and rightly.
     fn put_former_volume_back(&mut self) {
         let fits = |(index, _): &(usize, Volume)| self.is_spare(*index);
         let Some(at) = self.recovery.lost.iter().position(fits) else { return };
-        let there = (0..self.nodes.len()).filter(|index| self.is_former_member(*index));
-        let there = there.map(|index| self.nodes[index].volume.ledger.member());
-        let there: Vec<_> = there.chain([self.recovery.lost[at].1.ledger.member()]).collect();
-        let may_go_on = |voters: &Vec<MemberId>| most(voters, |voter| there.contains(&Some(*voter)));
-        if self.recovery.former.iter().any(may_go_on) {
+        let there = self.nodes.iter().enumerate().filter(|(index, _)| self.is_former_member(*index));
+        let there = there.map(|(_, node)| &node.volume.ledger).chain([&self.recovery.lost[at].1.ledger]);
+        let there: Vec<&Ledger> = there.collect();
+        let members: Vec<_> = there.iter().filter_map(|ledger| ledger.member()).collect();
+        let may_go_on = |voters: &[MemberId]| most(voters, |voter| members.contains(voter));
+        let has_former_majority = self.recovery.former.iter().any(|voters| may_go_on(voters));
+        if has_former_majority || there.iter().any(|ledger| may_go_on(&self.watch.voters_asked_of(ledger))) {
             return;
         }
         let (index, volume) = self.recovery.lost.swap_remove(at);

@@ -222,7 +222,8 @@ impl World {
                 } else if self.is_place_of_copies(place.node) {
                     self.coverage.count(Reached::CopyRefusedBeside);
                 }
-                self.watch_quarantined(place, None, if left { Log::Whole } else { Log::Doubtful });
+                let until = left.then(|| self.leaves_behind(place));
+                self.watch_quarantined(place, until, if left { Log::Whole } else { Log::Doubtful });
                 if left { Reached::LeftForSnapshot } else { Reached::StaleVolumeRefused }
             }
             Note::Superseded { .. } => {

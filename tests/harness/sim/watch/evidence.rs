@@ -53,6 +53,10 @@ pub(super) struct Evidence {
     /// When a leader was asked up to where a member must be refilled, by the number of its question. It may ask again
     /// before it is answered.
     refills: BTreeMap<(Place, MemberId, u64), VecDeque<Question>>,
+    /// The question of a process, and what was committed when it asked that first.
+    asked: BTreeMap<Place, (u64, EntryId)>,
+    /// Up to where a process has acknowledged so that it counts.
+    said: BTreeMap<Place, EntryId>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -170,6 +174,14 @@ impl World {
         accepted.is_none_or(is_it) && shown.is_none_or(|showings| showings.iter().all(is_it))
     }
 
+    /// What a member that leaves for a snapshot must hold before it counts again: all that was committed when it asked its
+    /// leader, who has that, and what it has acknowledged itself since.
+    pub(crate) fn leaves_behind(&self, place: Place) -> EntryId {
+        let Evidence { asked, said, .. } = &self.watch.evidence;
+        let asked = asked.get(&place).map(|(_, committed)| *committed);
+        asked.max(said.get(&place).copied()).unwrap_or_default()
+    }
+
     /// `from` had accepted this process, and accepts by now what is newer than it.
     fn is_superseded_by(&self, place: Place, from: MemberId, message: &Message) -> bool {
         let Message::Stale { seen, .. } = message else { return false };
@@ -208,6 +220,8 @@ impl World {
                 if !unfit && *id > EntryId::ZERO {
                     self.check_not_superseded(place, "acknowledges");
                     self.check_shown(place, "acknowledges");
+                    let said = self.watch.evidence.said.entry(place).or_default();
+                    *said = (*said).max(*id);
                 }
             }
             Message::HeartbeatAck { .. } => self.check_shown(place, "confirms a leader"),
@@ -218,6 +232,13 @@ impl World {
             Message::Accepted { incarnation, start_id, voters } => {
                 self.check_accepted(place, to, (*incarnation, *start_id));
                 self.check_told_voters(place, voters.as_ref());
+            }
+            Message::RefillRequest { number, .. } => {
+                let committed = EntryId(self.watch.committed());
+                let asked = self.watch.evidence.asked.entry(place).or_insert((*number, committed));
+                if asked.0 != *number {
+                    *asked = (*number, committed);
+                }
             }
             Message::RefillAnswer { epoch, number, .. } => {
                 let leads = self.leads_in(place, *epoch);

@@ -73,6 +73,11 @@ impl Watch {
         last.map_or_else(|| (group.at, group.configurations[0].clone()), |((id, _), voters)| (*id, voters.clone()))
     }
 
+    /// Of the configuration that the log of a volume ends with, on the disk or on its way there.
+    pub(crate) fn voters_asked_of(&self, volume: &Ledger) -> Vec<MemberId> {
+        self.configuration_in(volume, &volume.asked, EntryId(u64::MAX)).1
+    }
+
     pub(crate) fn founded(&mut self, voters: Vec<MemberId>) {
         self.groups.all[0].configurations = vec![voters];
     }
