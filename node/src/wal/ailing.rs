@@ -16,7 +16,7 @@ use super::scrub::{DamagedFile, Verdict, examine};
 use super::segment::{LogFile, SparseIndex};
 use super::storage::{Storage, is_lack_of_means, sync_dir};
 use super::table::{FileTable, Shared};
-use super::volume::{Leftovers, highest_generation, settle};
+use super::volume::{highest_generation, settle_at_start};
 use super::{Options, WalError};
 
 /// Damaged files that lines of others may make whole.
@@ -42,7 +42,7 @@ impl<S: Storage> Ailing<S> {
         if manifest.hard.cluster_id.is_none() || is_group_of_one(&manifest) {
             return Ok(None);
         }
-        settle(&**storage, &mut manifest, Leftovers::Remove).map_err(in_directory)?;
+        settle_at_start(&**storage, &mut manifest).map_err(in_directory)?;
         let generation = manifest.generation.max(highest_generation(&**storage).map_err(in_directory)?);
         let shared = Shared::new(Arc::clone(storage), FileTable::empty(&manifest), generation, options);
         let mut ailing = Self { reader: LogReader(Arc::new(shared)), manifest, files: Vec::new(), mended: Vec::new() };

@@ -25,7 +25,7 @@ use super::reader::LogReader;
 use super::segment::LogFile;
 use super::storage::{Storage, StorageFile, is_lack_of_means, sync_dir};
 use super::table::{FileTable, Shared};
-use super::volume::{ASIDE_DIR, Leftovers, QUARANTINE_DIR, drop_oldest, foreign_file, highest_generation, settle};
+use super::volume::{ASIDE_DIR, QUARANTINE_DIR, drop_oldest, foreign_file, highest_generation, settle_at_start};
 use super::{OnDamage, Options, Position, Wal, WalError};
 use blocks::Source;
 use mend::Mended;
@@ -200,7 +200,7 @@ pub fn open<S: Storage>(storage: Arc<S>, options: &Options, new_volume: &NewVolu
     }
     let kept_before: BTreeSet<_> = storage.list(ASIDE_DIR).map_err(in_directory)?.into_iter().collect();
     let left_over = highest_generation(&*storage).map_err(in_directory)?;
-    let orphans = settle(&*storage, &mut manifest, Leftovers::Remove).map_err(in_directory)?;
+    let orphans = settle_at_start(&*storage, &mut manifest).map_err(in_directory)?;
     manifest.hard.incarnation += 1;
     let generation = manifest.generation.max(left_over);
     let shared = Arc::new(Shared::new(Arc::clone(&storage), FileTable::empty(&manifest), generation, options));

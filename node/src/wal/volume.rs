@@ -29,6 +29,13 @@ pub(crate) enum Leftovers {
     Keep,
 }
 
+/// At a start. The manifest that was just read may be one that a killed process had not synced yet: what goes by it must
+/// not be what the one before lists, should the power bring that back.
+pub(crate) fn settle_at_start<S: Storage>(storage: &S, manifest: &mut Manifest) -> io::Result<Vec<String>> {
+    sync_dir(storage, "")?;
+    settle(storage, manifest, Leftovers::Remove)
+}
+
 /// Gives staged files their final names and clears away what the manifest does not list: what a
 /// swap replaced is removed, anything else is moved aside. Returns where the latter went. The next stored
 /// manifest may forget staged names and obsolete ones.
@@ -37,11 +44,6 @@ pub(crate) fn settle<S: Storage>(
     manifest: &mut Manifest,
     leftovers: Leftovers,
 ) -> io::Result<Vec<String>> {
-    if leftovers == Leftovers::Remove {
-        // The manifest that was just read may be one that a killed process had not synced yet: what goes by it must not be
-        // what the one before lists, should the power bring that back.
-        sync_dir(storage, "")?;
-    }
     let mut names = storage.list("")?;
     for (staged, name) in staged_names(manifest) {
         if let Ok(at) = names.binary_search(&staged) {

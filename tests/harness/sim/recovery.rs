@@ -196,7 +196,7 @@ impl World {
         let members: Vec<_> = there.iter().filter_map(|ledger| ledger.member()).collect();
         let may_go_on = |voters: &[MemberId]| most(voters, |voter| members.contains(voter));
         let has_former_majority = self.recovery.former.iter().any(|voters| may_go_on(voters));
-        if has_former_majority || there.iter().any(|ledger| may_go_on(&self.watch.voters_asked_of(ledger))) {
+        if has_former_majority || there.iter().any(|ledger| may_go_on(&self.voters_of_volume_soon(ledger))) {
             return;
         }
         let (index, volume) = self.recovery.lost.swap_remove(at);

@@ -92,7 +92,7 @@ impl Replica {
         }
         let shown = shown_by(hello);
         if let Some(seen) = self.hard.seen.get(&from).copied()
-            && let Some(reason) = staleness(&seen, &shown)
+            && let Some(reason) = staleness(&seen, &shown, self.tail_of(&seen))
         {
             if let Role::Leader(leader) = &mut self.role
                 && let Some(progress) = leader.progress.get_mut(&from)
@@ -118,6 +118,12 @@ impl Replica {
             return self.send(from, accepted);
         }
         self.when_durable(Then::Send(from, accepted));
+    }
+
+    /// What is committed here, no leader has cut.
+    fn tail_of(&self, seen: &Seen) -> Tail {
+        let is_committed = seen.durable.id <= self.committed && self.log.matches(seen.durable);
+        if is_committed { Tail::Stays } else { Tail::MayBeCut }
     }
 
     /// Remembers, until the next save, what a voter is known to have promised and made durable. Only
@@ -221,8 +227,9 @@ impl Replica {
         if seen.start_id == self.me.start_id || !self.configuration().contains(from) || self.superseded {
             return;
         }
-        // Of what it shows now nothing is stale: this was said of an earlier showing, and comes late.
-        if staleness(&seen, &shown_by(&self.hello())).is_none() {
+        // Of what it shows now nothing is stale: this was said of an earlier showing, and comes late. What of its tail stays,
+        // `from` knows.
+        if staleness(&seen, &shown_by(&self.hello()), Tail::Stays).is_none() {
             return;
         }
         let has_rival = self.has_rival(from, &seen);
@@ -376,10 +383,18 @@ fn shown_by(hello: &Hello) -> Seen {
     Seen { incarnation, start_id, promise: promise.epoch, durable }
 }
 
-/// Within one start nothing can be forgotten: what is shown may only have been overtaken on the way. Durable ids compare
-/// only once an entry of the promised epoch is among them: until then its leader may have the tail cut, and nothing that
-/// was acknowledged to it counts, since it commits by entries of its own.
-fn staleness(seen: &Seen, shown: &Seen) -> Option<String> {
+/// What a member was seen to have on disk of epochs before the one that it had promised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tail {
+    /// Only the leader of the promised epoch may have it cut, and only where it is not committed.
+    MayBeCut,
+    Stays,
+}
+
+/// Within one start nothing can be forgotten: what is shown may only have been overtaken on the way. Under one promise
+/// durable ids compare, once an entry of the promised epoch was seen: until then its leader may have the tail cut, and
+/// nothing that was acknowledged to it counts, since it commits by entries of its own.
+fn staleness(seen: &Seen, shown: &Seen, tail: Tail) -> Option<String> {
     let Seen { incarnation, start_id, promise, durable } = *shown;
     if (incarnation == seen.incarnation && start_id == seen.start_id) || mutant::on(Mutant::AcceptRestoredVolume) {
         return None;
@@ -390,7 +405,10 @@ fn staleness(seen: &Seen, shown: &Seen) -> Option<String> {
         Some(format!("saw another start of incarnation {incarnation}"))
     } else if promise < seen.promise {
         Some(format!("saw a promise of epoch {}, it shows {promise}", seen.promise))
-    } else if promise == seen.promise && promise == seen.durable.epoch && durable < seen.durable {
+    } else if promise == seen.promise
+        && durable < seen.durable
+        && (seen.durable.epoch == promise || tail == Tail::Stays)
+    {
         Some(format!("saw it durable up to id {}, it shows {}", seen.durable.id, durable.id))
     } else {
         None
@@ -410,17 +428,22 @@ mod tests {
     fn an_older_volume_is_known_by_each_of_its_marks() {
         let before = seen(5, 50, 2, (2, 9));
         for older in [seen(4, 40, 2, (2, 9)), seen(5, 51, 2, (2, 9)), seen(6, 60, 1, (2, 9)), seen(6, 60, 2, (2, 8))] {
-            assert!(staleness(&before, &older).is_some(), "{older:?}");
+            assert!(staleness(&before, &older, Tail::MayBeCut).is_some(), "{older:?}");
         }
-        assert_eq!(staleness(&before, &seen(6, 60, 2, (2, 9))), None);
+        assert_eq!(staleness(&before, &seen(6, 60, 2, (2, 9)), Tail::MayBeCut), None);
+        // It lacks an entry of the epoch that it has promised, and what is committed.
+        assert!(staleness(&seen(5, 50, 3, (3, 10)), &seen(6, 60, 3, (2, 8)), Tail::MayBeCut).is_some());
+        assert!(staleness(&seen(5, 50, 3, (2, 9)), &seen(6, 60, 3, (2, 8)), Tail::Stays).is_some());
     }
 
     #[test]
     fn a_showing_that_was_overtaken_on_the_way_and_a_cut_tail_are_no_older_volume() {
         let before = seen(5, 50, 2, (2, 9));
-        assert_eq!(staleness(&before, &seen(5, 50, 1, (1, 3))), None);
-        assert_eq!(staleness(&before, &seen(6, 60, 3, (1, 3))), None);
+        for tail in [Tail::MayBeCut, Tail::Stays] {
+            assert_eq!(staleness(&before, &seen(5, 50, 1, (1, 3)), tail), None);
+            assert_eq!(staleness(&before, &seen(6, 60, 3, (1, 3)), tail), None);
+        }
         // Cut by the leader of epoch 3, of which nothing is on disk yet.
-        assert_eq!(staleness(&seen(5, 50, 3, (2, 9)), &seen(6, 60, 3, (2, 8))), None);
+        assert_eq!(staleness(&seen(5, 50, 3, (2, 9)), &seen(6, 60, 3, (2, 8)), Tail::MayBeCut), None);
     }
 }

@@ -17,9 +17,10 @@ use crate::waiting::eventually;
 
 /// How long the API server is away.
 const API_DOWN: Duration = Duration::from_secs(60);
-/// How long after that is arranged the leader is killed, or stopped; and when it goes on, while the API server is still away
-/// and before a liveness probe ends it.
+/// When the leader is killed or stopped, from the start of the pod that does it: the API server is gone by then.
 const INTO_API_DOWN: Duration = Duration::from_secs(20);
+/// When a stopped one goes on, likewise: the API server is still away, and no liveness probe (five of ten seconds) has
+/// ended it.
 const GOES_ON: Duration = Duration::from_secs(30);
 
 pub(crate) async fn stopped(suite: Arc<Suite>, name: &'static str) -> Report {

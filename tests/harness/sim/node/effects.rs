@@ -222,7 +222,7 @@ impl World {
                 } else if self.is_place_of_copies(place.node) {
                     self.coverage.count(Reached::CopyRefusedBeside);
                 }
-                let until = left.then(|| self.leaves_behind(place));
+                let until = left.then(|| self.must_hold(place));
                 self.watch_quarantined(place, until, if left { Log::Whole } else { Log::Doubtful });
                 if left { Reached::LeftForSnapshot } else { Reached::StaleVolumeRefused }
             }

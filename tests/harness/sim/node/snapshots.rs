@@ -140,7 +140,7 @@ impl World {
         if !process.replica.is_installing() {
             process.reader.withdraw();
             process.is_receiving = false;
-            self.note_discarded(place);
+            self.note_stop_in_removal(place);
         }
     }
 
@@ -167,12 +167,12 @@ impl World {
         self.drop_floor(from, floor);
         if let Some(process) = self.process(to) {
             process.is_receiving = false;
-            self.note_discarded(to);
+            self.note_stop_in_removal(to);
         }
     }
 
     /// Nobody hears of it when a file that is of no use cannot be removed, except when the machine stops there.
-    fn note_discarded(&mut self, place: Place) {
+    fn note_stop_in_removal(&mut self, place: Place) {
         if self.nodes[place.node].volume.disk.has_stopped() {
             self.side_work_failed(place);
         }

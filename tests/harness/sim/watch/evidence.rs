@@ -53,10 +53,10 @@ pub(super) struct Evidence {
     /// When a leader was asked up to where a member must be refilled, by the number of its question. It may ask again
     /// before it is answered.
     refills: BTreeMap<(Place, MemberId, u64), VecDeque<Question>>,
-    /// The question of a process, and what was committed when it asked that first.
-    asked: BTreeMap<Place, (u64, EntryId)>,
-    /// Up to where a process has acknowledged so that it counts.
-    said: BTreeMap<Place, EntryId>,
+    /// The question of a process, its epoch and number, and what was committed when it asked that first.
+    asked: BTreeMap<Place, ((Epoch, u64), EntryId)>,
+    /// The last epoch in which a process has acknowledged so that it counts, and up to where.
+    said: BTreeMap<Place, (Epoch, EntryId)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -176,10 +176,10 @@ impl World {
 
     /// What a member that leaves for a snapshot must hold before it counts again: all that was committed when it asked its
     /// leader, who has that, and what it has acknowledged itself since.
-    pub(crate) fn leaves_behind(&self, place: Place) -> EntryId {
+    pub(crate) fn must_hold(&self, place: Place) -> EntryId {
         let Evidence { asked, said, .. } = &self.watch.evidence;
-        let asked = asked.get(&place).map(|(_, committed)| *committed);
-        asked.max(said.get(&place).copied()).unwrap_or_default()
+        let ((epoch, _), committed) = asked.get(&place).copied().expect("who leaves has asked");
+        said.get(&place).filter(|(said_in, _)| *said_in == epoch).map_or(committed, |(_, id)| committed.max(*id))
     }
 
     /// `from` had accepted this process, and accepts by now what is newer than it.
@@ -221,7 +221,7 @@ impl World {
                     self.check_not_superseded(place, "acknowledges");
                     self.check_shown(place, "acknowledges");
                     let said = self.watch.evidence.said.entry(place).or_default();
-                    *said = (*said).max(*id);
+                    *said = (*said).max((*epoch, *id));
                 }
             }
             Message::HeartbeatAck { .. } => self.check_shown(place, "confirms a leader"),
@@ -233,11 +233,11 @@ impl World {
                 self.check_accepted(place, to, (*incarnation, *start_id));
                 self.check_told_voters(place, voters.as_ref());
             }
-            Message::RefillRequest { number, .. } => {
-                let committed = EntryId(self.watch.committed());
-                let asked = self.watch.evidence.asked.entry(place).or_insert((*number, committed));
-                if asked.0 != *number {
-                    *asked = (*number, committed);
+            Message::RefillRequest { epoch, number } => {
+                let question = ((*epoch, *number), EntryId(self.watch.committed()));
+                let asked = self.watch.evidence.asked.entry(place).or_insert(question);
+                if asked.0 != question.0 {
+                    *asked = question;
                 }
             }
             Message::RefillAnswer { epoch, number, .. } => {

@@ -73,11 +73,6 @@ impl Watch {
         last.map_or_else(|| (group.at, group.configurations[0].clone()), |((id, _), voters)| (*id, voters.clone()))
     }
 
-    /// Of the configuration that the log of a volume ends with, on the disk or on its way there.
-    pub(crate) fn voters_asked_of(&self, volume: &Ledger) -> Vec<MemberId> {
-        self.configuration_in(volume, &volume.asked, EntryId(u64::MAX)).1
-    }
-
     pub(crate) fn founded(&mut self, voters: Vec<MemberId>) {
         self.groups.all[0].configurations = vec![voters];
     }
@@ -120,6 +115,11 @@ impl World {
     /// Of the configuration that the durable log of a volume ends with.
     pub(crate) fn voters_of_volume(&self, volume: &Ledger) -> Vec<MemberId> {
         self.watch.configuration_in(volume, &volume.durable, EntryId(u64::MAX)).1
+    }
+
+    /// The same with what is on its way to the disk.
+    pub(crate) fn voters_of_volume_soon(&self, volume: &Ledger) -> Vec<MemberId> {
+        self.watch.configuration_in(volume, &volume.asked, EntryId(u64::MAX)).1
     }
 
     /// The last two that were committed in this node's group.

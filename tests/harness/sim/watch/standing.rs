@@ -23,7 +23,7 @@ const UNHEARD_US_MAX: u64 = 1_000_000;
 pub(super) struct Standing {
     /// Processes that nobody has told to campaign above this epoch.
     untold: BTreeMap<Place, Epoch>,
-    /// In which epoch a leader has handed over to a process last. It may hear that leader's heartbeat in the same round.
+    /// The last epoch in which a leader has handed over to a process: that may hear a heartbeat of it behind that.
     handed: BTreeMap<Place, Epoch>,
     /// They led, and have followed nobody since.
     deposed: BTreeSet<Place>,
@@ -62,7 +62,8 @@ impl World {
         match message {
             Message::TimeoutNow { epoch } => {
                 standing.untold.remove(&place);
-                standing.handed.insert(place, *epoch);
+                let handed = standing.handed.entry(place).or_default();
+                *handed = (*handed).max(*epoch);
             }
             Message::NotAMember { .. } => drop(standing.led.remove(&place)),
             Message::Heartbeat(Heartbeat { epoch, lead, unfit, .. }) => {
