@@ -33,8 +33,6 @@ pub struct Acknowledged {
 #[derive(Default)]
 pub struct LoadReport {
     pub acknowledged: Vec<Acknowledged>,
-    /// The longest time that one write took, retries included.
-    pub longest: Duration,
     /// Attempts that were not answered 200, by status; 0: no answer at all.
     pub failed_attempts: Vec<u16>,
     /// Writes that never got an answer before their client's patience ended.
@@ -96,7 +94,6 @@ impl Load {
         for task in self.tasks {
             let report = task.await.expect("a load's client does not panic");
             whole.acknowledged.extend(report.acknowledged);
-            whole.longest = whole.longest.max(report.longest);
             whole.failed_attempts.extend(report.failed_attempts);
             whole.lost.extend(report.lost);
         }
@@ -126,7 +123,6 @@ impl Writer {
             let url = format!("{}/key/{key}?{query}", self.urls[self.next_url % self.urls.len()]);
             match self.attempt(&url, &value).await {
                 Ok(id) => {
-                    self.report.longest = self.report.longest.max(begin.elapsed());
                     self.report.acknowledged.push(Acknowledged { key, value, id });
                     return true;
                 }

@@ -3,14 +3,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
 
 use kv_tests::{Cluster, ClusterSpec, wait_until};
 use tokio::task::JoinSet;
 
 const CLIENTS: usize = 8;
-/// Promised are 0.1 s; on a machine that runs other tests, too, much less than a failover takes.
-const LONGEST_MAX: Duration = Duration::from_secs(2);
 
 /// Clients that ask only nodes that say they are ready, as a Service's endpoints do.
 struct PlainLoad {
@@ -26,7 +23,6 @@ struct Outcome {
     refused: Vec<String>,
     /// Not answered at all.
     unanswered: Vec<String>,
-    longest: Duration,
 }
 
 impl PlainLoad {
@@ -52,7 +48,6 @@ impl PlainLoad {
             whole.acknowledged.extend(outcome.acknowledged);
             whole.refused.extend(outcome.refused);
             whole.unanswered.extend(outcome.unanswered);
-            whole.longest = whole.longest.max(outcome.longest);
         }
         whole
     }
@@ -76,10 +71,7 @@ async fn write(
             continue;
         }
         let key = format!("plain-{client}-{n}");
-        let begun = Instant::now();
-        let put = http.put(format!("{url}/key/{key}")).body(r#"{"value":1}"#).send().await;
-        outcome.longest = outcome.longest.max(begun.elapsed());
-        match put {
+        match http.put(format!("{url}/key/{key}")).body(r#"{"value":1}"#).send().await {
             Ok(answer) if answer.status() == 200 => {
                 count.fetch_add(1, Ordering::Relaxed);
                 outcome.acknowledged.push(key);
@@ -110,30 +102,26 @@ async fn roll(drain_delay: &str) -> Outcome {
 
 #[tokio::test]
 async fn a_rolling_restart_fails_no_write_though_none_can_be_repeated() {
-    let Outcome { refused, unanswered, longest, .. } = roll("0.5").await;
+    let Outcome { refused, unanswered, .. } = roll("0.5").await;
     assert!(refused.is_empty() && unanswered.is_empty(), "failed: {refused:#?} {unanswered:#?}");
-    assert!(longest < LONGEST_MAX, "a write waited {longest:?}");
 }
 
 /// A connection to the node that ends may then break before it answers; the other nodes answer everything.
 #[tokio::test]
 async fn without_a_drain_delay_no_node_fails_a_write_that_it_answers() {
-    let Outcome { refused, longest, .. } = roll("0").await;
+    let Outcome { refused, .. } = roll("0").await;
     assert!(refused.is_empty(), "failed: {refused:#?}");
-    assert!(longest < LONGEST_MAX, "a write waited {longest:?}");
 }
 
+/// How long they wait for each other, stories of the core tell.
 #[tokio::test]
-async fn nodes_that_are_stopped_at_once_wait_for_no_hand_over() {
+async fn nodes_that_are_stopped_at_once_all_end() {
     let mut cluster = Cluster::automatic().await;
     cluster.allow("");
     cluster.nodes[0].put("a", "1").await.ok();
     cluster.settle().await;
-    let begun = Instant::now();
     cluster.nodes.iter().for_each(kv_tests::Node::terminate);
     for node in &mut cluster.nodes {
         assert!(node.wait_exit().await.status.success());
     }
-    let took = begun.elapsed();
-    assert!(took < Duration::from_millis(900), "it took {took:?}: as long as a hand-over that nobody takes");
 }

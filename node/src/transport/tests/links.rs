@@ -70,15 +70,13 @@ async fn stop(node: Node) -> (SocketAddr, Hello) {
 }
 
 #[tokio::test]
-async fn a_process_that_died_is_reported_as_refused_at_once() {
+async fn a_process_that_died_is_reported_as_refused() {
     let (mut a, b) = pair().await;
     let b_id = b.id();
     let stopping = tokio::spawn(stop(b));
-    let since = Instant::now();
     // The connection may close a moment before the listener does.
     let refused = a.disconnected(b_id).await || a.disconnected(b_id).await;
     assert!(refused);
-    assert!(since.elapsed() < Duration::from_secs(2), "{:?}", since.elapsed());
     stopping.await.expect("stops");
 }
 
