@@ -18,7 +18,8 @@ impl World {
         let delay_us = self.random.between(20, 1_500) + self.nodes[place.node].disk_delay_us;
         let Some(process) = self.process(place) else { return };
         let has_mended = process.rot.as_ref().is_some_and(|rot| rot.staged.is_some());
-        if !process.log_is_busy && (!process.ops.is_empty() || process.compaction.has_swap() || has_mended) {
+        let has_ops = !process.ops.is_empty() || process.unfinished.is_some();
+        if !process.log_is_busy && (has_ops || process.compaction.has_swap() || has_mended) {
             process.log_is_busy = true;
             self.at(self.now_us + delay_us, Event::Log(place));
         }
