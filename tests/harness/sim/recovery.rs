@@ -11,7 +11,7 @@ use kv_core::status::Role;
 
 use super::admin::Order;
 use super::coverage::Reached;
-use super::disk::{Crash, SimDisk};
+use super::disk::Crash;
 use super::node::{Place, Volume};
 use super::targets::FAR;
 use super::watch::{Ledger, most};
@@ -100,12 +100,6 @@ impl World {
         let lost = self.nodes[index].volume.clone();
         self.recovery.lost.push((index, lost));
         self.begin_empty(index);
-    }
-
-    pub(crate) fn begin_empty(&mut self, index: usize) {
-        let seed = self.random.draw();
-        self.bury(index, Volume { disk: SimDisk::new(seed), ledger: Ledger::default() });
-        self.start_later(index);
     }
 
     fn recover(&mut self, survivor: usize) {

@@ -48,9 +48,12 @@ impl World {
         }
         self.tell(index, format_args!("loses its volume"));
         self.part(index, Crash::Power);
+        self.begin_empty(index);
+    }
+
+    pub(crate) fn begin_empty(&mut self, index: usize) {
         let seed = self.random.draw();
-        let empty = Volume { disk: SimDisk::new(seed), ledger: Ledger::default() };
-        self.bury(index, empty);
+        self.bury(index, Volume { disk: SimDisk::new(seed), ledger: Ledger::default() });
         self.start_later(index);
     }
 
