@@ -144,6 +144,13 @@ impl World {
         assert!(is_told, "says this to a member of a former group: {message:?}");
     }
 
+    /// As far as was shown: nothing else that it says is heeded.
+    pub(super) fn is_of_another_group(&self, place: Place, member: MemberId) -> bool {
+        let mine = self.nodes[place.node].volume.ledger.cluster();
+        let theirs = self.watch.groups.shown.get(&(place, member)).map(|(theirs, _)| theirs);
+        mine.is_some() && theirs.is_some() && mine != theirs
+    }
+
     fn is_stranger(&self, place: Place, member: MemberId) -> bool {
         let Groups { shown, .. } = &self.watch.groups;
         let number = |cluster_id| self.watch.groups.number(cluster_id);

@@ -114,8 +114,11 @@ impl World {
         let from = from.member;
         self.note_standing(place, from, message);
         self.note_leader(place, from, message);
+        let is_heard = matches!(message, Message::Show { .. }) || !self.is_of_another_group(place, from);
         let rules = &mut self.watch.rules;
-        rules.heard_us.insert((place, from), self.now_us);
+        if is_heard {
+            rules.heard_us.insert((place, from), self.now_us);
+        }
         let (epoch, round) = match message {
             Message::HeartbeatAck { epoch, round } => (*epoch, *round),
             Message::AppendAck(AppendAck { result: AppendResult::NeedSnapshot, .. }) => return,
