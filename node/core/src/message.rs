@@ -19,6 +19,14 @@ pub struct Promise {
     pub candidate: Option<MemberId>,
 }
 
+/// What a start of a member found on its disk, or a refill has made of it: what it is judged by. What it has taken on since
+/// is no sign of what its disk had held before.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Baseline {
+    pub promise: Epoch,
+    pub durable: LogPosition,
+}
+
 /// What a member shows of itself when a connection opens.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
@@ -33,6 +41,9 @@ pub struct Hello {
     pub promise: Promise,
     /// The last durable entry; ordered by epoch first, it never goes back on one volume.
     pub durable: LogPosition,
+    /// None: what it has now, as far as is said: nothing was taken on yet, or an earlier release shows itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub baseline: Option<Baseline>,
     pub feature_level: FeatureLevel,
     /// Where clients reach the node, for forwarding.
     pub url: String,

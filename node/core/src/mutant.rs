@@ -202,6 +202,8 @@ mutants! {
     AcceptBeforeSeenIsDurable,
     /// Only what is on disk is shown.
     ShowUndurable,
+    /// A start is judged by what it found on its disk, not by what it has taken on since.
+    ShowWhatWasTakenOn,
     /// A quarantined member that may not vote does not.
     QuarantinedVotes,
     /// A vote that a copied volume knows of stands when it is found out.

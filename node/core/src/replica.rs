@@ -31,7 +31,7 @@ use crate::entry::{EntryId, Epoch, LogPosition};
 use crate::group::{Configuration, ConfigurationAt, MemberId, MemberInfo};
 use crate::heartbeat::Heard;
 use crate::keyspace::Keyspace;
-use crate::message::{Append, Heartbeat, Hello, Message, Promise, Seen, VotersAt};
+use crate::message::{Append, Baseline, Heartbeat, Hello, Message, Promise, Seen, VotersAt};
 use crate::mutant::{self, Mutant};
 use crate::sessions::Sessions;
 use crate::state_machine::StateMachine;
@@ -65,6 +65,7 @@ pub struct Replica {
     leader_heard: Heard,
     /// Whoever led before this epoch was lost, rather than replaced.
     leader_fell_silent: bool,
+    baseline: Baseline,
     /// Who accepted what this member showed of itself since its start, and whom each takes for the voters.
     shown_to: BTreeMap<MemberId, Option<VotersAt>>,
     /// Members that have ever accepted this start.
@@ -265,6 +266,7 @@ impl Replica {
             leader: None,
             leader_heard: Heard::default(),
             leader_fell_silent: false,
+            baseline: Baseline::default(),
             shown_to: BTreeMap::new(),
             accepted_by: BTreeSet::new(),
             superseded: false,
@@ -305,6 +307,7 @@ impl Replica {
             self.hard.quarantine = None;
         }
         self.persist.start(self.log.last().id, self.hard.promise);
+        self.baseline = self.on_disk();
         self.schedule_election(now);
         if self.wants_to_lead_now() {
             self.campaign_at_ms = now.mono_ms;

@@ -65,6 +65,7 @@ pub fn hello(recovered: &Recovered, options: &BootOptions) -> Hello {
         start_id: options.start_id,
         promise: hard.promise,
         durable: LogPosition { epoch, id: durable },
+        baseline: None,
         feature_level: FEATURE_LEVEL,
         url: options.url.clone(),
         peer_url: options.peer_url.clone(),

@@ -184,6 +184,7 @@ mod tests {
             start_id: 1,
             promise: Promise::default(),
             durable: kv_core::entry::LogPosition::default(),
+            baseline: None,
             feature_level: FEATURE_LEVEL,
             url: String::new(),
             peer_url: String::new(),

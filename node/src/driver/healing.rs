@@ -84,6 +84,7 @@ fn hello(ailing: &Ailing<FileStorage>, options: &BootOptions) -> Hello {
         start_id: options.start_id,
         promise: hard.promise,
         durable: LogPosition::default(),
+        baseline: None,
         feature_level: FEATURE_LEVEL,
         url: options.url.clone(),
         peer_url: options.peer_url.clone(),

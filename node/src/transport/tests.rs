@@ -34,6 +34,7 @@ pub(super) fn hello(member_id: u64, cluster: Option<&str>) -> Hello {
         start_id: START_ID.fetch_add(1, Ordering::Relaxed),
         promise: Promise::default(),
         durable: LogPosition::default(),
+        baseline: None,
         feature_level: FEATURE_LEVEL,
         url: String::new(),
         peer_url: String::new(),

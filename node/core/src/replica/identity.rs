@@ -1,5 +1,5 @@
-//! Copied and restored volumes. At each start a member shows its incarnation, promise and last
-//! position to enough voters for a majority; before that it neither votes nor acknowledges. A voter
+//! Copied and restored volumes. At each start a member shows its incarnation, and the promise and last position that it
+//! found on its disk, to enough voters for a majority; before that it neither votes nor acknowledges. A voter
 //! that saw more of it says so, and the member is quarantined until the present leader refilled it.
 
 use super::persist::Then;
@@ -8,7 +8,7 @@ use super::{Replica, Role};
 use crate::contract::{Effect, Failover, Note, Now, Quarantine};
 use crate::entry::{EntryId, Epoch, LogPosition};
 use crate::group::MemberId;
-use crate::message::{Hello, Message, Promise, Seen, VotersAt};
+use crate::message::{Baseline, Hello, Message, Promise, Seen, VotersAt};
 use crate::mutant::{self, Mutant};
 use crate::quorum;
 use crate::status::Health;
@@ -43,8 +43,8 @@ impl Replica {
 
     /// Only what is on disk is shown: it is held against this member at its next start.
     pub fn hello(&self) -> Hello {
-        let durable = self.persist.durable();
-        let epoch = self.log.epoch_at(durable).expect("what is durable is in the log");
+        let now = self.on_disk();
+        let baseline = if mutant::on(Mutant::ShowWhatWasTakenOn) { now } else { self.baseline };
         Hello {
             name: self.hard.name.clone(),
             member_id: self.me(),
@@ -52,11 +52,18 @@ impl Replica {
             incarnation: self.hard.incarnation,
             start_id: self.me.start_id,
             promise: if mutant::on(Mutant::ShowUndurable) { self.hard.promise } else { self.persist.promised() },
-            durable: LogPosition { epoch, id: durable },
+            durable: now.durable,
+            baseline: Some(baseline),
             feature_level: Self::feature_level_of_this_build(),
             url: self.me.url.clone(),
             peer_url: self.me.peer_url.clone(),
         }
+    }
+
+    pub(super) fn on_disk(&self) -> Baseline {
+        let id = self.persist.durable();
+        let epoch = self.log.epoch_at(id).expect("what is durable is in the log");
+        Baseline { promise: self.persist.promised().epoch, durable: LogPosition { epoch, id } }
     }
 
     pub(super) fn on_connected(&mut self, now: Now, hello: Hello) {
@@ -102,13 +109,13 @@ impl Replica {
             return self.send(from, Message::Stale { seen, reason });
         }
         let seen = self.hard.seen.get(&from).copied().unwrap_or_default();
-        let shown =
-            Seen { promise: shown.promise.max(seen.promise), durable: shown.durable.max(seen.durable), ..shown };
-        if seen != shown {
-            *self.seen_of(from) = shown;
+        let promise = hello.promise.epoch.max(seen.promise);
+        let has = Seen { promise, durable: hello.durable.max(seen.durable), ..shown };
+        if seen != has {
+            *self.seen_of(from) = has;
         }
         // Also what was known already: it may be by what `saw` has only in memory.
-        if self.saved_seen.get(&from) != Some(&shown) {
+        if self.saved_seen.get(&from) != Some(&has) {
             self.persist_state();
         }
         let voters = VotersAt { config_id: self.config_id(), member_ids: self.configuration().ids().collect() };
@@ -330,6 +337,7 @@ impl Replica {
             self.hard.quarantine = None;
             self.persist_state();
             self.shown_to.clear();
+            self.baseline = self.on_disk();
             self.show_to_all();
             self.owe_acknowledgement();
             self.note(Note::Refilled);
@@ -378,9 +386,11 @@ impl Replica {
     }
 }
 
+/// What a start is judged by.
 fn shown_by(hello: &Hello) -> Seen {
-    let Hello { incarnation, start_id, promise, durable, .. } = *hello;
-    Seen { incarnation, start_id, promise: promise.epoch, durable }
+    let Hello { incarnation, start_id, promise, durable, baseline, .. } = *hello;
+    let Baseline { promise, durable } = baseline.unwrap_or(Baseline { promise: promise.epoch, durable });
+    Seen { incarnation, start_id, promise, durable }
 }
 
 /// What a member was seen to have on disk of epochs before the one that it had promised.

@@ -3,7 +3,9 @@
 use kv_core::command::{Key, Precondition, Value};
 use kv_core::entry::{Body, Control};
 use kv_core::group::{FeatureLevel, MemberId};
-use kv_core::message::{AppendAck, AppendResult, Heartbeat, Lead, VoteKind, VoteReply, VoteRequest, VotersAt};
+use kv_core::message::{
+    AppendAck, AppendResult, Baseline, Heartbeat, Lead, VoteKind, VoteReply, VoteRequest, VotersAt,
+};
 use proptest::prelude::*;
 
 use super::*;
@@ -31,6 +33,7 @@ pub(crate) fn append(entries: Vec<Entry>) -> Append {
 /// One of each kind of message.
 pub(crate) fn all_messages() -> Vec<Message> {
     let (epoch, round, last) = (Epoch(3), Round(9), position(2, 6));
+    let baseline = Baseline { promise: Epoch(2), durable: last };
     let control = Entry::encode(EntryId(8), epoch, Some(1), Body::Control(Control::Epoch { leader: MemberId(7) }));
     vec![
         Message::Heartbeat(Heartbeat {
@@ -75,6 +78,7 @@ pub(crate) fn all_messages() -> Vec<Message> {
         },
         Message::Stale { seen: Seen { incarnation: 4, ..Seen::default() }, reason: "a \"copied\"\nvolume".into() },
         Message::Show { hello: Box::new(hello(5, Some("c"))), answer: true },
+        Message::Show { hello: Box::new(Hello { baseline: Some(baseline), ..hello(6, None) }), answer: false },
         Message::RefillRequest { epoch, number: u64::MAX },
         Message::RefillAnswer { epoch, number: 1, until: EntryId(9) },
         Message::LinesRequest { first: EntryId(2), last: EntryId(4) },

@@ -46,7 +46,7 @@ enum Link {
     Waiting(Instant),
     Connecting(AbortOnDropHandle<Result<TcpStream, DialError>>),
     Greeting(AbortOnDropHandle<Result<Proven, HandshakeError>>),
-    Live(Live),
+    Live(Box<Live>),
 }
 
 struct Live {
@@ -281,7 +281,7 @@ impl PeerTask {
         self.peer.set_outbox(Some(connection.outbox.clone()));
         self.shared.emit(TransportEvent::Connected { hello: hello.clone() }).await;
         connection.start_reading(self.peer.id, self.shared.events.clone(), self.shared.counters.clone());
-        self.link = Link::Live(Live { connection, number, hello, since: Instant::now() });
+        self.link = Link::Live(Box::new(Live { connection, number, hello, since: Instant::now() }));
     }
 
     async fn ended(&mut self, end: End) {

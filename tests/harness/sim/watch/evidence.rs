@@ -4,9 +4,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use kv_core::entry::{Entry, EntryId, Epoch, LogPosition};
+use kv_core::entry::{Entry, EntryId, Epoch};
 use kv_core::group::MemberId;
-use kv_core::message::{Append, AppendAck, AppendResult, Hello, Message, Promise, VoteKind, VoteReply, VotersAt};
+use kv_core::message::{
+    Append, AppendAck, AppendResult, Baseline, Hello, Message, Promise, VoteKind, VoteReply, VotersAt,
+};
 use kv_core::status::Role;
 
 use super::rules::{LEASE_PERCENT, Question};
@@ -38,6 +40,10 @@ pub(super) struct Evidence {
     installed: BTreeMap<Place, EntryId>,
     /// Processes that started on a volume of a group, which may be an old one.
     must_show: BTreeSet<Place>,
+    /// Up to where the acknowledgement of a member's start has come to a leader that has that committed.
+    counted: BTreeMap<(Place, MemberId, u64), EntryId>,
+    /// Where the log of a start ended that is trusted, when it began or was refilled: by the start.
+    began_at: BTreeMap<u64, EntryId>,
     /// Who has accepted what this process showed.
     accepted_by: BTreeSet<(Place, MemberId)>,
     /// And whom it took for the voters.
@@ -65,30 +71,31 @@ enum Counts {
     No,
 }
 
-/// What a member shows of one start of its volume.
+/// What a member shows of one start of its volume: what that began with, and what it has by now.
 #[derive(Debug, Clone, Copy)]
 struct Showing {
     incarnation: u64,
     start_id: u64,
-    promise: Epoch,
-    durable: LogPosition,
+    began: Baseline,
+    has: Baseline,
 }
 
 impl Showing {
     fn of(hello: &Hello) -> Self {
-        let Hello { incarnation, start_id, promise, durable, .. } = hello;
-        Self { incarnation: *incarnation, start_id: *start_id, promise: promise.epoch, durable: *durable }
+        let Hello { incarnation, start_id, promise, durable, baseline, .. } = hello;
+        let has = Baseline { promise: promise.epoch, durable: *durable };
+        Self { incarnation: *incarnation, start_id: *start_id, began: baseline.unwrap_or(has), has }
     }
 
-    /// Nothing that the earlier one has and that counts is missing, and it is no second start beside that. What was
+    /// Nothing that the earlier one had and that counts was missing, and it is no second start beside that. What was
     /// acknowledged to the leader of an epoch counts with the first entry of that epoch.
     fn follows(&self, earlier: &Self) -> bool {
         let is_same = (self.incarnation, self.start_id) == (earlier.incarnation, earlier.start_id);
-        let counts = |showing: &Self| match showing.durable {
-            durable if durable.epoch == showing.promise => (showing.promise, durable.id),
-            _ => (showing.promise, EntryId::ZERO),
+        let counts = |baseline: &Baseline| match baseline.durable {
+            durable if durable.epoch == baseline.promise => (baseline.promise, durable.id),
+            _ => (baseline.promise, EntryId::ZERO),
         };
-        is_same || (self.incarnation > earlier.incarnation && counts(self) >= counts(earlier))
+        is_same || (self.incarnation > earlier.incarnation && counts(&self.began) >= counts(&earlier.has))
     }
 }
 
@@ -296,6 +303,12 @@ impl World {
             panic!("accepts start {start:?} of {of} after {earlier:?}; it showed {showings:?}");
         };
         let showing = showings.remove(at);
+        let Evidence { counted, began_at, .. } = &self.watch.evidence;
+        let of_earlier_starts = counted.range((place, of, 0)..(place, of, showing.start_id));
+        let counted = of_earlier_starts.map(|(_, id)| *id).max().unwrap_or_default();
+        let began_at = began_at.get(&showing.start_id).copied();
+        let lacks_none = began_at.is_none_or(|began_at| counted <= began_at);
+        assert!(lacks_none, "accepts {showing:?} of {of}, which began at {began_at:?}: up to {counted} it has counted");
         let seen = self.nodes[place.node].volume.ledger.seen.get(&of);
         let is_durable = seen.is_some_and(|seen| seen.incarnation >= showing.incarnation);
         assert!(is_durable, "accepts {showing:?} of {of}, and has {seen:?} on its disk");
@@ -336,7 +349,13 @@ impl World {
         if self.watch.rules.is_quarantined(place) {
             return;
         }
+        self.note_began(place);
         self.check_voters(place);
+    }
+
+    pub(super) fn note_began(&mut self, place: Place) {
+        let last = self.nodes[place.node].volume.ledger.last_durable();
+        self.watch.evidence.began_at.insert(place.start, last);
     }
 
     /// A majority's promises are on its disks, the new leader's among them.
@@ -367,6 +386,19 @@ impl World {
             (was.0 + 1..=committed.0).for_each(|id| self.counted(place, EntryId(id)));
         }
         self.check_lease(place, view.epoch, view.lease_until_mono_ms);
+        self.note_counted(place, view.epoch, committed);
+    }
+
+    /// What is committed in an epoch, no later leader has cut.
+    fn note_counted(&mut self, place: Place, epoch: Epoch, committed: EntryId) {
+        let Evidence { acknowledged, counted, .. } = &mut self.watch.evidence;
+        let in_epoch = acknowledged.range((place, epoch, MemberId(0))..=(place, epoch, MemberId(u64::MAX)));
+        for ((_, _, member), (up_to, counts, start)) in in_epoch {
+            if *counts == Counts::Yes {
+                let known = counted.entry((place, *member, *start)).or_default();
+                *known = (*known).max(committed.min(*up_to));
+            }
+        }
     }
 
     /// A member has answered this leader's appends in this epoch.
