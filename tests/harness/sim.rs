@@ -153,8 +153,11 @@ impl World {
         if self.processes().count() < self.shape.nodes {
             return Err("somebody does not run".to_owned());
         }
-        let level = self.processes().all(is_level) && self.are_of_one_group();
-        level.then_some(()).ok_or_else(|| "somebody lags".to_owned())
+        if !self.processes().all(is_level) || !self.are_of_one_group() {
+            return Err("somebody lags".to_owned());
+        }
+        let is_accepted = self.voters_accept_each_other();
+        is_accepted.then_some(()).ok_or_else(|| "a voter is refused by another".to_owned())
     }
 
     /// What was damaged is made again.

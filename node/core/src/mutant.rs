@@ -204,6 +204,8 @@ mutants! {
     ShowUndurable,
     /// A start is judged by what it found on its disk, not by what it has taken on since.
     ShowWhatWasTakenOn,
+    /// A start takes no entries before enough voters have accepted it.
+    TakeEntriesUnaccepted,
     /// A quarantined member that may not vote does not.
     QuarantinedVotes,
     /// A vote that a copied volume knows of stands when it is found out.

@@ -66,6 +66,8 @@ pub struct Replica {
     /// Whoever led before this epoch was lost, rather than replaced.
     leader_fell_silent: bool,
     baseline: Baseline,
+    /// A leader's entries are taken: see [`Self::takes_entries`].
+    admitted: bool,
     /// Who accepted what this member showed of itself since its start, and whom each takes for the voters.
     shown_to: BTreeMap<MemberId, Option<VotersAt>>,
     /// Members that have ever accepted this start.
@@ -267,6 +269,7 @@ impl Replica {
             leader_heard: Heard::default(),
             leader_fell_silent: false,
             baseline: Baseline::default(),
+            admitted: hard.cluster_id.is_none(),
             shown_to: BTreeMap::new(),
             accepted_by: BTreeSet::new(),
             superseded: false,
@@ -430,7 +433,7 @@ impl Replica {
             Message::TimeoutNow { epoch } => self.on_timeout_now(now, from, epoch),
             Message::NotAMember { config_id } => self.on_not_a_member(now, from, config_id),
             Message::Accepted { incarnation, start_id, voters } => {
-                self.on_accepted(from, incarnation, start_id, voters)
+                self.on_accepted(now, from, incarnation, start_id, voters)
             }
             Message::Stale { seen, reason } => self.on_stale(now, from, seen, &reason),
             Message::Show { hello, answer } => self.on_show(from, *hello, answer),

@@ -67,6 +67,10 @@ impl World {
     }
 
     pub(crate) fn trouble(&mut self, index: usize) {
+        if self.watch.is_somebody_awaited() && self.random.percent(30) {
+            // A later leader has to end the replacement.
+            return self.leader().into_iter().for_each(|leader| self.crash(leader.node));
+        }
         if self.shape.emphasis == Emphasis::Volumes && self.random.percent(30) {
             return self.meddle_with_volumes(index);
         }

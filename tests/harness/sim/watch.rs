@@ -154,6 +154,11 @@ impl Watch {
         }
     }
 
+    /// A replacement is half done, as far as is committed.
+    pub(crate) fn is_somebody_awaited(&self) -> bool {
+        !self.replacing.is_empty()
+    }
+
     /// The highest id that was applied anywhere.
     pub(crate) fn committed(&self) -> u64 {
         self.canon.len() as u64

@@ -158,13 +158,21 @@ impl Replica {
             return self.when_durable(Then::Send(from, Message::AppendAck(ack)));
         }
         match self.match_log(&append) {
-            Ok(()) => self.take_entries(append),
+            Ok(()) if self.takes_entries() => self.take_entries(append),
+            Ok(()) => self.waiting_append = Some((from, append)),
             Err(result) => {
                 // Where the logs meet may be told by any volume; that its leader leads, may not.
                 let round = if self.is_believed() { append.round } else { Round::default() };
                 let ack = self.ack(round, result);
                 self.when_durable(Then::Send(from, Message::AppendAck(ack)));
             }
+        }
+    }
+
+    /// It waits for an installation, or for this start to be accepted.
+    pub(super) fn take_up_waiting_append(&mut self, now: Now) {
+        if let Some((from, append)) = self.waiting_append.take() {
+            self.on_append(now, from, append);
         }
     }
 

@@ -27,12 +27,27 @@ impl Replica {
     /// Enough voters, with this member a majority, accepted what it showed since its start. Who was away while others were
     /// replaced learns from them who votes now; too few of those that its own log names may be left to ask.
     pub(super) fn is_shown(&self) -> bool {
+        !self.is_voter() || self.is_accepted() || mutant::on(Mutant::ActUnshown)
+    }
+
+    fn is_accepted(&self) -> bool {
+        self.is_known_to_most(self.configuration().ids())
+            || self.told_voters().is_some_and(|told| self.is_known_to_most(told.member_ids.iter().copied()))
+    }
+
+    /// By a later configuration than the one that the own log ends with.
+    fn told_voters(&self) -> Option<&VotersAt> {
         let told = self.shown_to.values().flatten().filter(|told| told.config_id > self.config_id());
-        let newest = told.max_by_key(|told| told.config_id);
-        !self.is_voter()
-            || self.is_known_to_most(self.configuration().ids())
-            || newest.is_some_and(|told| self.is_known_to_most(told.member_ids.iter().copied()))
-            || mutant::on(Mutant::ActUnshown)
+        told.max_by_key(|told| told.config_id)
+    }
+
+    /// This start was accepted once, or is being refilled. Before that a leader's entries change nothing here: an old copy would
+    /// go again through voters of the past, who may know nothing of what it lacks, and fall there. It may have been the only one.
+    pub(super) fn takes_entries(&mut self) -> bool {
+        let me = self.me();
+        let is_learner = self.told_voters().map_or(!self.is_voter(), |told| !told.member_ids.contains(&me));
+        self.admitted |= self.is_accepted() || (is_learner && !self.shown_to.is_empty());
+        self.admitted || self.hard.quarantine.is_some() || mutant::on(Mutant::TakeEntriesUnaccepted)
     }
 
     fn is_known_to_most(&self, voters: impl Iterator<Item = MemberId>) -> bool {
@@ -216,7 +231,14 @@ impl Replica {
     }
 
     /// Late, it may be of a start before this one, and this one a copy that began at the same incarnation.
-    pub(super) fn on_accepted(&mut self, from: MemberId, incarnation: u64, start_id: u64, voters: Option<VotersAt>) {
+    pub(super) fn on_accepted(
+        &mut self,
+        now: Now,
+        from: MemberId,
+        incarnation: u64,
+        start_id: u64,
+        voters: Option<VotersAt>,
+    ) {
         let is_mine = start_id == self.me.start_id || start_id == 0;
         let counts_all = mutant::on(Mutant::CountAcceptanceOfAnotherStart);
         if is_mine || counts_all {
@@ -225,13 +247,14 @@ impl Replica {
         if (is_mine && incarnation == self.hard.incarnation) || counts_all {
             self.shown_to.insert(from, voters);
         }
+        self.take_up_waiting_append(now);
     }
 
     /// This volume is older than what `from` saw of it. It takes no part until it was refilled; what it
     /// may have promised in the meantime counts as promised, and its next showing outdoes the last one.
     pub(super) fn on_stale(&mut self, now: Now, from: MemberId, seen: Seen, reason: &str) {
         // It knows this very start: what it refused is a late showing of an earlier one, or a copy's.
-        if seen.start_id == self.me.start_id || !self.configuration().contains(from) || self.superseded {
+        if seen.start_id == self.me.start_id || !self.may_be_refused_by(from) || self.superseded {
             return;
         }
         // Of what it shows now nothing is stale: this was said of an earlier showing, and comes late. What of its tail stays,
@@ -267,6 +290,12 @@ impl Replica {
         let fresh = Quarantine { reason, until: None, may_vote: false };
         self.hard.quarantine = Some(known.unwrap_or(fresh));
         self.persist_state();
+    }
+
+    /// By a voter. Of those that an old copy knows nobody may be left.
+    fn may_be_refused_by(&self, member: MemberId) -> bool {
+        let is_told = self.told_voters().is_some_and(|told| told.member_ids.contains(&member));
+        self.configuration().contains(member) || is_told || self.leader == Some(member)
     }
 
     /// Several voters say so, and each says it again: quarantined already, it has outdone that one.
@@ -333,10 +362,12 @@ impl Replica {
         let held = self.held();
         let until = self.hard.quarantine.as_ref().and_then(|quarantine| quarantine.until);
         let has_all = |until: EntryId| until <= held || mutant::on(Mutant::EndQuarantineEarly);
-        if until.is_some_and(has_all) && !self.installing && !self.needs_snapshot {
+        let is_settled = !self.installing && !self.needs_snapshot && self.persist.promise_is_durable();
+        if until.is_some_and(has_all) && is_settled {
             self.hard.quarantine = None;
             self.persist_state();
             self.shown_to.clear();
+            self.admitted = true;
             self.baseline = self.on_disk();
             self.show_to_all();
             self.owe_acknowledgement();
@@ -401,12 +432,14 @@ enum Tail {
     Stays,
 }
 
-/// Within one start nothing can be forgotten: what is shown may only have been overtaken on the way. Under one promise
+/// Within one start nothing can be forgotten, or a refill has made up for it: what is shown may only have been overtaken on the way. Under one promise
 /// durable ids compare, once an entry of the promised epoch was seen: until then its leader may have the tail cut, and
 /// nothing that was acknowledged to it counts, since it commits by entries of its own.
 fn staleness(seen: &Seen, shown: &Seen, tail: Tail) -> Option<String> {
     let Seen { incarnation, start_id, promise, durable } = *shown;
-    if (incarnation == seen.incarnation && start_id == seen.start_id) || mutant::on(Mutant::AcceptRestoredVolume) {
+    let is_refilled = incarnation > seen.incarnation && start_id != 0;
+    let is_this_start = start_id == seen.start_id && (incarnation == seen.incarnation || is_refilled);
+    if is_this_start || mutant::on(Mutant::AcceptRestoredVolume) {
         return None;
     }
     if incarnation < seen.incarnation {
@@ -437,7 +470,13 @@ mod tests {
     #[test]
     fn an_older_volume_is_known_by_each_of_its_marks() {
         let before = seen(5, 50, 2, (2, 9));
-        for older in [seen(4, 40, 2, (2, 9)), seen(5, 51, 2, (2, 9)), seen(6, 60, 1, (2, 9)), seen(6, 60, 2, (2, 8))] {
+        for older in [
+            seen(4, 50, 2, (2, 9)),
+            seen(4, 40, 2, (2, 9)),
+            seen(5, 51, 2, (2, 9)),
+            seen(6, 60, 1, (2, 9)),
+            seen(6, 60, 2, (2, 8)),
+        ] {
             assert!(staleness(&before, &older, Tail::MayBeCut).is_some(), "{older:?}");
         }
         assert_eq!(staleness(&before, &seen(6, 60, 2, (2, 9)), Tail::MayBeCut), None);
@@ -451,6 +490,7 @@ mod tests {
         let before = seen(5, 50, 2, (2, 9));
         for tail in [Tail::MayBeCut, Tail::Stays] {
             assert_eq!(staleness(&before, &seen(5, 50, 1, (1, 3)), tail), None);
+            assert_eq!(staleness(&before, &seen(6, 50, 2, (2, 8)), tail), None, "refilled meanwhile");
             assert_eq!(staleness(&before, &seen(6, 60, 3, (1, 3)), tail), None);
         }
         // Cut by the leader of epoch 3, of which nothing is on disk yet.

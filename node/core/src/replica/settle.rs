@@ -97,6 +97,9 @@ impl Replica {
         if self.installing || !same_group || overtaken || !(empty || self.follow(now, from, epoch)) {
             return; // the leader finds out by probing, and sends another if it is still needed
         }
+        if !empty && !self.takes_entries() {
+            return;
+        }
         if empty {
             self.hard.cluster_id = Some(cluster_id);
             self.hard.promise = self.hard.promise.max(Promise { epoch, candidate: None });
@@ -139,9 +142,7 @@ impl Replica {
             self.show_to_all(); // initialised by this snapshot, over connections that are older
         }
         self.schedule_election(now);
-        if let Some((from, append)) = self.waiting_append.take() {
-            self.on_append(now, from, append);
-        }
+        self.take_up_waiting_append(now);
     }
 
     pub(super) fn on_tune(&mut self, now: Now, token: crate::contract::Token, change: crate::contract::TuningChange) {

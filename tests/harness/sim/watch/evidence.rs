@@ -44,6 +44,8 @@ pub(super) struct Evidence {
     counted: BTreeMap<(Place, MemberId, u64), EntryId>,
     /// Where the log of a start ended that is trusted, when it began or was refilled: by the start.
     began_at: BTreeMap<u64, EntryId>,
+    /// Of those, who has taken a leader's entries: it was accepted before.
+    admitted: BTreeSet<Place>,
     /// Who has accepted what this process showed.
     accepted_by: BTreeSet<(Place, MemberId)>,
     /// And whom it took for the voters.
@@ -90,7 +92,7 @@ impl Showing {
     /// Nothing that the earlier one had and that counts was missing, and it is no second start beside that. What was
     /// acknowledged to the leader of an epoch counts with the first entry of that epoch.
     fn follows(&self, earlier: &Self) -> bool {
-        let is_same = (self.incarnation, self.start_id) == (earlier.incarnation, earlier.start_id);
+        let is_same = self.start_id == earlier.start_id && self.incarnation >= earlier.incarnation;
         let counts = |baseline: &Baseline| match baseline.durable {
             durable if durable.epoch == baseline.promise => (baseline.promise, durable.id),
             _ => (baseline.promise, EntryId::ZERO),
@@ -280,6 +282,27 @@ impl World {
         assert!(is_known, "{} {does} before a majority has accepted what it shows", self.nodes[place.node].name);
     }
 
+    /// Who takes a leader's entries has been accepted once by enough voters of its log's last configuration, or of a later one
+    /// that it was told; or by anybody, as a learner.
+    pub(super) fn check_admitted(&mut self, place: Place, next: EntryId) {
+        let Some(me) = self.nodes[place.node].process.as_ref().map(|process| process.member) else { return };
+        let (at, voters) = self.configuration_before(place, next);
+        let evidence = &mut self.watch.evidence;
+        let must_show = evidence.must_show.contains(&place) && !self.watch.rules.is_quarantined(place);
+        if !must_show || !evidence.admitted.insert(place) {
+            return;
+        }
+        let by = evidence.accepted_by.range((place, MemberId(0))..=(place, MemberId(u64::MAX)));
+        let by: BTreeSet<MemberId> = by.map(|(_, voter)| *voter).chain([me]).collect();
+        let told = evidence.told_voters.iter().filter(|((to, _), told)| *to == place && told.config_id > at);
+        let told = told.map(|(_, told)| told).max_by_key(|told| told.config_id).map(|told| &told.member_ids);
+        let is_enough = |voters: &[MemberId]| voters.contains(&me) && most(voters, |voter| by.contains(voter));
+        let is_learner = !told.unwrap_or(&voters).contains(&me);
+        let is_accepted =
+            is_enough(&voters) || told.is_some_and(|told| is_enough(told)) || (is_learner && by.len() > 1);
+        assert!(is_accepted, "{me} takes entry {next}, and {by:?} alone have accepted it of {voters:?} or {told:?}");
+    }
+
     /// Those of the log that it had when it accepted; more may have come while that was made durable. One that is about to be
     /// founded, or filled, knows of none yet.
     fn check_told_voters(&self, place: Place, told: Option<&VotersAt>) {
@@ -292,6 +315,18 @@ impl World {
         );
     }
 
+    /// The last start of each voter, by every other one.
+    pub(crate) fn voters_accept_each_other(&self) -> bool {
+        let Some(leader) = self.leader() else { return false };
+        let voters: Vec<Place> = self.voters_of(leader).into_iter().filter_map(|voter| self.place_of(voter)).collect();
+        let member = |place: &Place| self.nodes[place.node].volume.ledger.member();
+        let accepts = |by: &Place, of: &Place| {
+            let seen = member(of).and_then(|of| self.nodes[by.node].volume.ledger.seen.get(&of));
+            by == of || seen.is_some_and(|seen| seen.start_id == of.start)
+        };
+        voters.iter().all(|by| voters.iter().all(|of| accepts(by, of)))
+    }
+
     /// Who has accepted one start of a member accepts no older and no second one; and has it on its disk.
     fn check_accepted(&mut self, place: Place, of: MemberId, start: (u64, u64)) {
         let key = (self.volume_of(place), of);
@@ -302,7 +337,7 @@ impl World {
         else {
             panic!("accepts start {start:?} of {of} after {earlier:?}; it showed {showings:?}");
         };
-        let showing = showings.remove(at);
+        let showing = showings.drain(..=at).next_back().expect("it is there"); // those before it were judged before it
         let Evidence { counted, began_at, .. } = &self.watch.evidence;
         let of_earlier_starts = counted.range((place, of, 0)..(place, of, showing.start_id));
         let counted = of_earlier_starts.map(|(_, id)| *id).max().unwrap_or_default();
@@ -353,7 +388,12 @@ impl World {
         self.check_voters(place);
     }
 
-    pub(super) fn note_began(&mut self, place: Place) {
+    pub(super) fn note_refilled(&mut self, place: Place) {
+        self.watch.evidence.admitted.insert(place);
+        self.note_began(place);
+    }
+
+    fn note_began(&mut self, place: Place) {
         let last = self.nodes[place.node].volume.ledger.last_durable();
         self.watch.evidence.began_at.insert(place.start, last);
     }

@@ -184,7 +184,8 @@ impl World {
         if let Persist::Append { entries, .. } = op {
             return entries.iter().for_each(|entry| self.watch_entry_asked(place, entry));
         }
-        if matches!(op, Persist::Install { .. }) {
+        if let Persist::Install { position, .. } = op {
+            self.check_admitted(place, position.id);
             self.watch_replaced(place);
         }
         self.watch.watch_recovery(op);
@@ -213,6 +214,7 @@ impl World {
 
     fn watch_entry_asked(&mut self, place: Place, entry: &Entry) {
         self.trace.line(&entry.line);
+        self.check_admitted(place, entry.id);
         self.watch_change_of_voters(place, entry);
         self.watch_first_entry(place, entry);
         self.watch_time(place, entry);

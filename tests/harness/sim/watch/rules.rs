@@ -345,7 +345,7 @@ impl World {
         let holds_all = ledger.holds(needed, |id| self.watch.line(id).cloned());
         let last = ledger.last_durable();
         assert!(holds_all, "refilled up to {last}, and does not hold all up to {needed}, which was committed before");
-        self.note_began(place);
+        self.note_refilled(place);
     }
 
     /// Nobody who is there needs lines that are about to go.
