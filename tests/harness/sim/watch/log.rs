@@ -188,6 +188,9 @@ impl World {
             self.check_admitted(place, position.id);
             self.watch_replaced(place);
         }
+        if matches!(op, Persist::Truncate { .. }) {
+            self.check_admitted(place, EntryId(u64::MAX));
+        }
         self.watch.watch_recovery(op);
         let (ledger, watch) = (&mut self.nodes[place.node].volume.ledger, &mut self.watch);
         match op {
