@@ -96,7 +96,8 @@ pub struct Replica {
     catch_up_to: Option<EntryId>,
     /// A snapshot is being installed: appends wait for what it makes of the log.
     installing: bool,
-    /// The last append that came meanwhile. Dropped, it would be asked for again only after a second.
+    /// The last append that came meanwhile, or before this start was accepted. Dropped, it would be asked for again only
+    /// after a second.
     waiting_append: Option<(MemberId, Append)>,
     /// Of the question up to where this member must be refilled; another one for each quarantine, so that no late
     /// answer serves a later one. 0: nothing was asked since the start.

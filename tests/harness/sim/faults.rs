@@ -67,10 +67,6 @@ impl World {
     }
 
     pub(crate) fn trouble(&mut self, index: usize) {
-        if self.watch.is_somebody_awaited() && self.random.percent(30) {
-            // A later leader has to end the replacement.
-            return self.leader().into_iter().for_each(|leader| self.crash(leader.node));
-        }
         if self.shape.emphasis == Emphasis::Volumes && self.random.percent(30) {
             return self.meddle_with_volumes(index);
         }
@@ -156,6 +152,14 @@ impl World {
     pub(crate) fn heal_some(&mut self) {
         self.network.heal();
         self.network.weather = Weather::Calm;
+    }
+
+    /// Before it says anything more: a later leader has to end what this one has begun.
+    pub(crate) fn fall_with_a_replacement_half_done(&mut self, index: usize) {
+        if !self.faults.is_over && !self.has_copy_among_odd() && self.random.percent(70) {
+            self.cut_off(index);
+            self.at(self.now_us, Event::Fall(index));
+        }
     }
 
     pub(crate) fn crash(&mut self, index: usize) {

@@ -154,11 +154,6 @@ impl Watch {
         }
     }
 
-    /// A replacement is half done, as far as is committed.
-    pub(crate) fn is_somebody_awaited(&self) -> bool {
-        !self.replacing.is_empty()
-    }
-
     /// The highest id that was applied anywhere.
     pub(crate) fn committed(&self) -> u64 {
         self.canon.len() as u64

@@ -57,6 +57,8 @@ pub(crate) enum Event {
     Fault,
     /// A node is to lose its volume, if the promise allows it by then.
     Lose(usize),
+    /// A leader falls.
+    Fall(usize),
     /// All sealed files of a node are gone through.
     Scrub(Place),
     /// A copy is to run beside its original; how often that was tried.
@@ -236,6 +238,7 @@ impl World {
             Event::Promote(index) => self.promote(index),
             Event::Fault => self.fault(),
             Event::Lose(index) => self.lose_volume(index),
+            Event::Fall(index) => self.crash(index),
             Event::Scrub(place) => self.scrub(place),
             Event::StartCopy(tries) => self.start_copy(tries),
             Event::StopCopy(number) => self.stop_copy(number),

@@ -58,8 +58,8 @@ impl Replica {
 
     /// Only what is on disk is shown: it is held against this member at its next start.
     pub fn hello(&self) -> Hello {
-        let now = self.on_disk();
-        let baseline = if mutant::on(Mutant::ShowWhatWasTakenOn) { now } else { self.baseline };
+        let has = self.on_disk();
+        let baseline = if mutant::on(Mutant::ShowWhatWasTakenOn) { has } else { self.baseline };
         Hello {
             name: self.hard.name.clone(),
             member_id: self.me(),
@@ -67,7 +67,7 @@ impl Replica {
             incarnation: self.hard.incarnation,
             start_id: self.me.start_id,
             promise: if mutant::on(Mutant::ShowUndurable) { self.hard.promise } else { self.persist.promised() },
-            durable: now.durable,
+            durable: has.durable,
             baseline: Some(baseline),
             feature_level: Self::feature_level_of_this_build(),
             url: self.me.url.clone(),

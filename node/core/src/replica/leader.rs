@@ -391,8 +391,13 @@ impl Replica {
         let end = self.log.last().id.next();
         let Role::Leader(leader) = &mut self.role else { return };
         for progress in leader.progress.values_mut().filter(|progress| progress.is_stalled(now.mono_ms)) {
-            // Nothing known to match yet: ask at the end again, rather than send all from the first entry.
-            let next = if progress.matched == EntryId::ZERO { end } else { progress.matched.next() };
+            let next = match progress.matched {
+                // Answered, and not durable there when it was: the peer may owe no answer any more.
+                _ if progress.pace == Pace::Replicate && progress.is_answered() => progress.next,
+                // Nothing known to match yet: ask at the end again, rather than send all from the first entry.
+                EntryId::ZERO => end,
+                matched => matched.next(),
+            };
             progress.probe(next, now.mono_ms);
         }
         // Only an acknowledgement makes a member count again, and an idle group has none to give.

@@ -165,11 +165,11 @@ impl Progress {
         self.in_flight.is_empty()
     }
 
-    /// Something was sent, and nothing was answered for too long.
+    /// Something was sent, also over an earlier connection, and nothing was answered for too long.
     pub(crate) fn is_stalled(&self, now_ms: u64) -> bool {
         let waiting = match self.pace {
             Pace::Probe { asked } => asked,
-            Pace::Replicate => !self.in_flight.is_empty(),
+            Pace::Replicate => self.matched.next() < self.next,
             Pace::Snapshot => false,
             Pace::Waiting { until_ms } => return now_ms >= until_ms,
         };

@@ -32,8 +32,8 @@ pub(super) struct Evidence {
     votes: BTreeMap<(Place, Epoch), BTreeSet<MemberId>>,
     /// The start of a member that a process has refused since it showed itself.
     refused: BTreeMap<(Place, MemberId), u64>,
-    /// Processes that a member which had accepted them has told that it has accepted another since.
-    superseded: BTreeSet<Place>,
+    /// Processes that a member which had accepted them has told that it has accepted another since, and the round that it was in.
+    superseded: BTreeMap<Place, u64>,
     /// Up to where appends of an epoch came to a process.
     covered: BTreeMap<(Place, Epoch), EntryId>,
     /// Up to where a snapshot has replaced the log of a process.
@@ -137,10 +137,10 @@ impl World {
     pub(super) fn note_evidence(&mut self, place: Place, end: End, message: &Message) {
         let (from, start) = (end.member, end.place.start);
         let is_superseded = self.is_superseded_by(place, from, message);
-        let evidence = &mut self.watch.evidence;
+        let (evidence, round) = (&mut self.watch.evidence, self.watch.rounds + 1);
         let is_refused = evidence.refused.get(&(place, from)) == Some(&start);
         if is_superseded {
-            evidence.superseded.insert(place);
+            evidence.superseded.entry(place).or_insert(round);
         }
         match message {
             Message::VoteReply(VoteReply { granted: true, kind, epoch, .. })
@@ -201,7 +201,9 @@ impl World {
     }
 
     fn check_not_superseded(&self, place: Place, does: &str) {
-        let is_superseded = self.watch.evidence.superseded.contains(&place);
+        // What it does in this very round may have been called for before it learned of that.
+        let told = self.watch.evidence.superseded.get(&place).filter(|round| **round != self.watch.rounds);
+        let is_superseded = told.is_some();
         assert!(!is_superseded, "{does}, and knows that another process of its member was accepted after it");
     }
 
@@ -303,14 +305,19 @@ impl World {
         assert!(is_accepted, "{me} takes entry {next}, and {by:?} alone have accepted it of {voters:?} or {told:?}");
     }
 
-    /// Those of the log that it had when it accepted; more may have come while that was made durable. One that is about to be
-    /// founded, or filled, knows of none yet.
+    /// Those of the log that it had when it accepted; more may have come while that was made durable, or may have been cut. One
+    /// that is about to be founded, or filled, knows of none yet.
     fn check_told_voters(&self, place: Place, told: Option<&VotersAt>) {
         let told = told.expect("this release says so");
         let (id, voters) = self.configuration_before(place, told.config_id.next());
         let [voters, told_voters] = [voters, told.member_ids.clone()].map(BTreeSet::from_iter);
+        let proposed = self.watch.proposed.range((id, Epoch::default())..=(id, Epoch(u64::MAX)));
+        let mut proposed = proposed.map(|(_, voters)| voters.iter().copied().collect::<BTreeSet<_>>());
         assert!(
-            told_voters.is_empty() || id < told.config_id || voters == told_voters,
+            told_voters.is_empty()
+                || id < told.config_id
+                || voters == told_voters
+                || proposed.any(|p| p == told_voters),
             "takes {told_voters:?} for the voters of {id}, and not {voters:?}"
         );
     }

@@ -77,17 +77,20 @@ impl World {
         if self.watch.counted.get(&id) != Some(&line.epoch) {
             self.check_majority(place, id, &line);
         }
-        self.count_replacement(&line);
+        self.count_replacement(place, &line);
         self.watch.decide(line);
     }
 
     /// The steps of replacements, as entries tell of them: each entry names those that are half done.
-    fn count_replacement(&mut self, line: &Line) {
+    fn count_replacement(&mut self, place: Place, line: &Line) {
         let entry = Entry::decode(line.bytes.clone()).expect("what was applied is a line");
         let Body::Control(Control::Config(configuration)) = &entry.body else { return };
         let half_done: BTreeSet<MemberId> = configuration.replacing.iter().map(|r| r.new.member_id).collect();
         let begun = half_done.iter().filter(|new| !self.watch.replacing.contains_key(new)).count();
-        (0..begun).for_each(|_| self.coverage.count(Reached::ReplacementBegun));
+        if begun > 0 {
+            self.coverage.count(Reached::ReplacementBegun);
+            self.fall_with_a_replacement_half_done(place.node);
+        }
         let before = std::mem::take(&mut self.watch.replacing);
         for (_, since) in before.iter().filter(|(new, _)| configuration.ids().any(|voter| voter == **new)) {
             self.coverage.count(Reached::ReplacementEnded);
