@@ -297,8 +297,9 @@ impl World {
         let recent = self.recent_configurations(place);
         let asked = &self.nodes[place.node].volume.ledger.asked;
         let is_here = |(id, epoch): &(EntryId, Epoch)| asked.get(id).is_some_and(|line| line.epoch == *epoch);
-        let above = self.watch.proposed.range((EntryId(self.watch.committed()).next(), Epoch::default())..);
-        let mut next = above.filter(|(at, _)| is_here(at)).map(|(_, voters)| voters);
+        let is_decided = |id: &EntryId| self.watch.line(*id).is_some_and(|line| asked.get(id) == Some(line));
+        let proposed = self.watch.proposed.iter().filter(|(at, _)| is_here(at) && !is_decided(&at.0));
+        let mut next = proposed.map(|(_, voters)| voters);
         [&mine].into_iter().chain(recent).any(|voters| holds(voters)) || next.any(|voters| holds(voters))
     }
 
