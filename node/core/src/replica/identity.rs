@@ -44,9 +44,11 @@ impl Replica {
     /// This start was accepted once, or is being refilled. Before that a leader's entries change nothing here: an old copy would
     /// go again through voters of the past, who may know nothing of what it lacks, and fall there. It may have been the only one.
     pub(super) fn takes_entries(&mut self) -> bool {
-        let me = self.me();
-        let is_learner = self.told_voters().map_or(!self.is_voter(), |told| !told.member_ids.contains(&me));
-        self.admitted |= self.is_accepted() || (is_learner && !self.shown_to.is_empty());
+        if !self.admitted {
+            let me = self.me();
+            let is_learner = self.told_voters().map_or(!self.is_voter(), |told| !told.member_ids.contains(&me));
+            self.admitted = self.is_accepted() || (is_learner && !self.shown_to.is_empty());
+        }
         self.admitted || self.hard.quarantine.is_some() || mutant::on(Mutant::TakeEntriesUnaccepted)
     }
 

@@ -40,12 +40,12 @@ pub(super) struct Evidence {
     installed: BTreeMap<Place, EntryId>,
     /// Processes that started on a volume of a group, which may be an old one.
     must_show: BTreeSet<Place>,
+    /// Of those, who has taken a leader's entries: it was accepted before.
+    admitted: BTreeSet<Place>,
     /// Up to where the acknowledgement of a member's start has come to a leader that has that committed.
     counted: BTreeMap<(Place, MemberId, u64), EntryId>,
     /// Where the log of a start ended that is trusted, when it began or was refilled: by the start.
     began_at: BTreeMap<u64, EntryId>,
-    /// Of those, who has taken a leader's entries: it was accepted before.
-    admitted: BTreeSet<Place>,
     /// Who has accepted what this process showed.
     accepted_by: BTreeSet<(Place, MemberId)>,
     /// And whom it took for the voters.
