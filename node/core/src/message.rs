@@ -92,14 +92,7 @@ pub enum Message {
     NotAMember {
         config_id: EntryId,
     },
-    /// What a member showed was accepted (and is remembered durably): it may vote and acknowledge.
-    /// It answers one start; another one of the same incarnation is a copy's. 0: from a release that didn't say which.
-    /// `voters` are those that count for the sender, whom the receiver may know less of. None: from a release that didn't say.
-    Accepted {
-        incarnation: u64,
-        start_id: u64,
-        voters: Option<VotersAt>,
-    },
+    Accepted(Accepted),
     /// What a member showed is older than what this voter saw of it: a copied or restored volume.
     Stale {
         seen: Seen,
@@ -134,6 +127,18 @@ pub enum Message {
         compacted: EntryId,
         entries: Vec<Entry>,
     },
+}
+
+/// What a member showed was accepted, and is remembered durably: it may vote and acknowledge.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Accepted {
+    pub incarnation: u64,
+    /// It answers one start; another one of the same incarnation is a copy's. 0: from a release that didn't say which.
+    #[serde(default)]
+    pub start_id: u64,
+    /// Those that count for the sender, whom the receiver may know less of. None: from a release that didn't say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub voters: Option<VotersAt>,
 }
 
 /// Sent every interval to every known member; by the leader with a round, at once when needed.

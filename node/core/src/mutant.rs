@@ -206,6 +206,8 @@ mutants! {
     ShowWhatWasTakenOn,
     /// A start takes no entries before enough voters have accepted it.
     TakeEntriesUnaccepted,
+    /// A start promises no later epoch before enough voters have accepted it.
+    PromiseUnaccepted,
     /// A quarantined member that may not vote does not.
     QuarantinedVotes,
     /// A vote that a copied volume knows of stands when it is found out.

@@ -10,18 +10,17 @@ mod identity;
 mod leader;
 mod log;
 mod membership;
+mod peers;
 mod persist;
 mod progress;
 mod reads;
+mod refill;
 mod replacement;
 mod report;
 mod rival;
 mod settle;
 mod transfer;
 mod writes;
-
-/// Members that a replica remembers; disconnected strangers go first.
-const PEERS_MAX: usize = 64;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -31,7 +30,7 @@ use crate::entry::{EntryId, Epoch, LogPosition};
 use crate::group::{Configuration, ConfigurationAt, MemberId, MemberInfo};
 use crate::heartbeat::Heard;
 use crate::keyspace::Keyspace;
-use crate::message::{Append, Baseline, Heartbeat, Hello, Message, Promise, Seen, VotersAt};
+use crate::message::{Append, Baseline, Message, Promise, Seen, VotersAt};
 use crate::mutant::{self, Mutant};
 use crate::sessions::Sessions;
 use crate::state_machine::StateMachine;
@@ -39,6 +38,7 @@ use candidate::Candidate;
 use follower::Follower;
 use leader::Leader;
 use log::Log;
+use peers::Peer;
 use persist::PersistQueue;
 
 /// How often silence and stalled peers are looked for, whatever the heartbeat interval is.
@@ -66,7 +66,7 @@ pub struct Replica {
     /// Whoever led before this epoch was lost, rather than replaced.
     leader_fell_silent: bool,
     baseline: Baseline,
-    /// A leader's entries are taken: see [`Self::takes_entries`].
+    /// This start was accepted once: see [`Self::takes_part`].
     admitted: bool,
     /// Who accepted what this member showed of itself since its start, and whom each takes for the voters.
     shown_to: BTreeMap<MemberId, Option<VotersAt>>,
@@ -137,15 +137,6 @@ struct Standing {
     let_go: bool,
     /// The epoch whose leader sent the last append.
     fed_in: Option<Epoch>,
-}
-
-/// Another member, connected or not.
-#[derive(Debug, Default)]
-struct Peer {
-    heard: Heard,
-    hello: Option<Hello>,
-    report: Option<Heartbeat>,
-    connected: bool,
 }
 
 #[derive(Debug)]
@@ -433,9 +424,7 @@ impl Replica {
             Message::TransferRequest { epoch } => self.on_transfer_request(now, from, epoch),
             Message::TimeoutNow { epoch } => self.on_timeout_now(now, from, epoch),
             Message::NotAMember { config_id } => self.on_not_a_member(now, from, config_id),
-            Message::Accepted { incarnation, start_id, voters } => {
-                self.on_accepted(now, from, incarnation, start_id, voters)
-            }
+            Message::Accepted(accepted) => self.on_accepted(now, from, accepted),
             Message::Stale { seen, reason } => self.on_stale(now, from, seen, &reason),
             Message::Show { hello, answer } => self.on_show(from, *hello, answer),
             Message::RefillRequest { epoch, number } => self.on_refill_request(from, epoch, number),
@@ -465,22 +454,6 @@ impl Replica {
             _ if self.may_campaign() && now.mono_ms >= self.campaign_at_ms => self.campaign_by_time(now),
             _ => {}
         }
-    }
-
-    fn peer(&mut self, id: MemberId) -> &mut Peer {
-        if self.peers.len() >= PEERS_MAX && !self.peers.contains_key(&id) {
-            let stranger = self.peers.iter().find(|(id, p)| !p.connected && !self.configuration().contains(**id));
-            if let Some(stranger) = stranger.map(|(id, _)| *id) {
-                self.peers.remove(&stranger);
-            }
-        }
-        self.peers.entry(id).or_default()
-    }
-
-    /// A recovery by hand changes the group behind connections that stay open.
-    fn is_of_another_group(&self, peer: MemberId) -> bool {
-        let theirs = self.peers.get(&peer).and_then(|peer| peer.hello.as_ref()?.cluster_id.as_ref());
-        theirs.is_some() && self.hard.cluster_id.is_some() && theirs != self.hard.cluster_id.as_ref()
     }
 
     fn me(&self) -> MemberId {

@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use bytes::{BufMut, Bytes, BytesMut};
 use kv_core::command::VALUE_BYTES_CEILING;
 use kv_core::entry::{Entry, EntryId, Epoch, LineError, LogPosition};
-use kv_core::message::{Append, Hello, Message, Round, Seen, VotersAt};
+use kv_core::message::{Append, Hello, Message, Round, Seen};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio_util::codec::LengthDelimitedCodec;
@@ -95,15 +95,6 @@ struct NotAMemberHeader {
 }
 
 #[derive(Serialize, Deserialize)]
-struct AcceptedHeader<'a> {
-    incarnation: u64,
-    #[serde(default)]
-    start_id: u64,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    voters: Option<Cow<'a, VotersAt>>,
-}
-
-#[derive(Serialize, Deserialize)]
 struct StaleHeader {
     seen: Seen,
     reason: String,
@@ -156,10 +147,7 @@ pub(crate) fn encode(message: &Message, out: &mut BytesMut) -> Result<u64, Frame
         &Message::TransferRequest { epoch } => put(out, kind::TRANSFER_REQUEST, &EpochHeader { epoch }),
         &Message::TimeoutNow { epoch } => put(out, kind::TIMEOUT_NOW, &EpochHeader { epoch }),
         &Message::NotAMember { config_id } => put(out, kind::NOT_A_MEMBER, &NotAMemberHeader { config_id }),
-        Message::Accepted { incarnation, start_id, voters } => {
-            let voters = voters.as_ref().map(Cow::Borrowed);
-            put(out, kind::ACCEPTED, &AcceptedHeader { incarnation: *incarnation, start_id: *start_id, voters })
-        }
+        Message::Accepted(accepted) => put(out, kind::ACCEPTED, accepted),
         Message::Stale { seen, reason } => put(out, kind::STALE, &StaleHeader { seen: *seen, reason: reason.clone() }),
         Message::Show { hello, answer } => {
             put(out, kind::SHOW, &ShowHeader { hello: Cow::Borrowed(hello), answer: *answer })
@@ -309,11 +297,7 @@ pub(crate) fn decode(payload: Bytes) -> Result<Message, FrameError> {
         kind::TRANSFER_REQUEST => frame.only().map(|EpochHeader { epoch }| Message::TransferRequest { epoch }),
         kind::TIMEOUT_NOW => frame.only().map(|EpochHeader { epoch }| Message::TimeoutNow { epoch }),
         kind::NOT_A_MEMBER => frame.only().map(|NotAMemberHeader { config_id }| Message::NotAMember { config_id }),
-        kind::ACCEPTED => frame.only().map(|AcceptedHeader { incarnation, start_id, voters }| Message::Accepted {
-            incarnation,
-            start_id,
-            voters: voters.map(Cow::into_owned),
-        }),
+        kind::ACCEPTED => frame.only().map(Message::Accepted),
         kind::STALE => frame.only().map(|StaleHeader { seen, reason }| Message::Stale { seen, reason }),
         kind::SHOW => frame
             .only()

@@ -119,7 +119,7 @@ fn bulk_bytes(message: &Message) -> Option<usize> {
         | Message::TransferRequest { .. }
         | Message::TimeoutNow { .. }
         | Message::NotAMember { .. }
-        | Message::Accepted { .. }
+        | Message::Accepted(_)
         | Message::Stale { .. }
         | Message::Show { .. }
         | Message::RefillRequest { .. }

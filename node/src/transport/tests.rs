@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use kv_core::entry::{EntryId, LogPosition};
 use kv_core::group::{ClusterId, FEATURE_LEVEL, NodeName};
-use kv_core::message::Promise;
+use kv_core::message::{Accepted, Promise};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::Instant;

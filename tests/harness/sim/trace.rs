@@ -3,7 +3,7 @@
 
 use std::fmt::Arguments;
 
-use kv_core::message::{AppendResult, Message};
+use kv_core::message::{Accepted, AppendResult, Message};
 
 /// FNV-1a's parameters for 64 bits.
 const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
@@ -50,7 +50,7 @@ impl Trace {
             Message::TransferRequest { epoch } => [9, epoch.0, 0, 0],
             Message::TimeoutNow { epoch } => [10, epoch.0, 0, 0],
             Message::NotAMember { config_id } => [11, config_id.0, 0, 0],
-            Message::Accepted { incarnation, start_id, voters } => {
+            Message::Accepted(Accepted { incarnation, start_id, voters }) => {
                 [12, *incarnation, *start_id, voters.as_ref().map_or(0, |voters| voters.config_id.0)]
             }
             Message::Stale { seen, .. } => [13, seen.incarnation, seen.promise.0, seen.durable.id.0],

@@ -177,6 +177,9 @@ impl Replica {
             return self.answer_vote(from, &request, false);
         }
         if request.epoch > self.epoch() {
+            if !self.takes_part() && !mutant::on(Mutant::PromiseUnaccepted) {
+                return self.answer_vote(from, &request, false);
+            }
             self.adopt_epoch(now, request.epoch);
         }
         let free =

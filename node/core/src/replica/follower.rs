@@ -47,6 +47,9 @@ impl Replica {
         }
         self.turn_away(from);
         let Some(lead) = lead else { return self.on_epoch_rumour(now, from, epoch) };
+        if !self.takes_part() && !mutant::on(Mutant::PromiseUnaccepted) {
+            return;
+        }
         if !self.follow(now, from, epoch) {
             return self.send_epoch_hint(from);
         }
@@ -145,6 +148,10 @@ impl Replica {
         if self.superseded || self.is_refused(from) {
             return;
         }
+        if !self.takes_part() && !mutant::on(Mutant::TakeEntriesUnaccepted) {
+            self.waiting_append = Some((from, append));
+            return;
+        }
         if !self.follow(now, from, append.epoch) {
             return self.send_epoch_hint(from);
         }
@@ -158,8 +165,7 @@ impl Replica {
             return self.when_durable(Then::Send(from, Message::AppendAck(ack)));
         }
         match self.match_log(&append) {
-            Ok(()) if self.takes_entries() => self.take_entries(append),
-            Ok(()) => self.waiting_append = Some((from, append)),
+            Ok(()) => self.take_entries(append),
             Err(result) => {
                 // Where the logs meet may be told by any volume; that its leader leads, may not.
                 let round = if self.is_believed() { append.round } else { Round::default() };

@@ -3,22 +3,20 @@
 //! that saw more of it says so, and the member is quarantined until the present leader refilled it.
 
 use super::persist::Then;
-use super::progress::Progress;
 use super::{Replica, Role};
-use crate::contract::{Effect, Failover, Note, Now, Quarantine};
+use crate::contract::{Note, Now, Quarantine};
 use crate::entry::{EntryId, Epoch, LogPosition};
 use crate::group::MemberId;
-use crate::message::{Baseline, Hello, Message, Promise, Seen, VotersAt};
+use crate::message::{Accepted, Baseline, Hello, Message, Promise, Seen, VotersAt};
 use crate::mutant::{self, Mutant};
 use crate::quorum;
-use crate::status::Health;
 
 /// Members of whom is remembered what was seen; who is no voter is forgotten first.
 const SEEN_MAX: usize = 32;
 
 /// Whether the other side is to show itself in return.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Answer {
+pub(super) enum Answer {
     Wanted,
     Given,
 }
@@ -41,15 +39,16 @@ impl Replica {
         told.max_by_key(|told| told.config_id)
     }
 
-    /// This start was accepted once, or is being refilled. Before that a leader's entries change nothing here: an old copy would
-    /// go again through voters of the past, who may know nothing of what it lacks, and fall there. It may have been the only one.
-    pub(super) fn takes_entries(&mut self) -> bool {
+    /// This start was accepted once, or is being refilled. Before that it follows nobody and promises nothing. An old copy would
+    /// begin its next start with a later promise, by which nobody knows it any more; or go again through voters of
+    /// the past, who may know nothing of what it lacks, and fall there: it may have been the only one.
+    pub(super) fn takes_part(&mut self) -> bool {
         if !self.admitted {
             let me = self.me();
             let is_learner = self.told_voters().map_or(!self.is_voter(), |told| !told.member_ids.contains(&me));
             self.admitted = self.is_accepted() || (is_learner && !self.shown_to.is_empty());
         }
-        self.admitted || self.hard.quarantine.is_some() || mutant::on(Mutant::TakeEntriesUnaccepted)
+        self.admitted || self.hard.quarantine.is_some()
     }
 
     fn is_known_to_most(&self, voters: impl Iterator<Item = MemberId>) -> bool {
@@ -83,30 +82,6 @@ impl Replica {
         Baseline { promise: self.persist.promised().epoch, durable: LogPosition { epoch, id } }
     }
 
-    pub(super) fn on_connected(&mut self, now: Now, hello: Hello) {
-        let from = hello.member_id;
-        let peer = self.peer(from);
-        peer.heard.mark(now.mono_ms);
-        peer.connected = true;
-        peer.hello = Some(hello.clone());
-        if self.is_of_another_group(from) {
-            return self.show_to(from, Answer::Given); // this member was of its group at their handshake
-        }
-        let next = self.log.last().id.next();
-        if let Role::Leader(leader) = &mut self.role
-            && let Some(progress) = leader.progress.get_mut(&from)
-        {
-            // What it acknowledged before may be gone with its volume: it starts from nothing.
-            *progress = Progress::new(next, now.mono_ms);
-        }
-        self.judge(from, &hello);
-        let heartbeat = self.heartbeat();
-        self.send(from, Message::Heartbeat(heartbeat));
-        if self.may_campaign() && self.lead_wanted && !self.leader_is_alive(now) {
-            self.campaign_soon(now);
-        }
-    }
-
     /// Accepts what a voter shows, durably, or tells it that this is older than what was seen before.
     pub(super) fn judge(&mut self, from: MemberId, hello: &Hello) {
         // Also of one who is no voter as far as is known here: it may be by an entry that only it has yet,
@@ -137,7 +112,7 @@ impl Replica {
         }
         let voters = VotersAt { config_id: self.config_id(), member_ids: self.configuration().ids().collect() };
         let (incarnation, start_id) = (hello.incarnation, hello.start_id);
-        let accepted = Message::Accepted { incarnation, start_id, voters: Some(voters) };
+        let accepted = Message::Accepted(Accepted { incarnation, start_id, voters: Some(voters) });
         if mutant::on(Mutant::AcceptBeforeSeenIsDurable) {
             return self.send(from, accepted);
         }
@@ -216,7 +191,7 @@ impl Replica {
         is_of_this_group && !self.shown_to.contains_key(&peer)
     }
 
-    fn show_to(&mut self, peer: MemberId, answer: Answer) {
+    pub(super) fn show_to(&mut self, peer: MemberId, answer: Answer) {
         let message = Message::Show { hello: Box::new(self.hello()), answer: answer == Answer::Wanted };
         self.when_durable(Then::Send(peer, message));
     }
@@ -233,14 +208,8 @@ impl Replica {
     }
 
     /// Late, it may be of a start before this one, and this one a copy that began at the same incarnation.
-    pub(super) fn on_accepted(
-        &mut self,
-        now: Now,
-        from: MemberId,
-        incarnation: u64,
-        start_id: u64,
-        voters: Option<VotersAt>,
-    ) {
+    pub(super) fn on_accepted(&mut self, now: Now, from: MemberId, accepted: Accepted) {
+        let Accepted { incarnation, start_id, voters } = accepted;
         let is_mine = start_id == self.me.start_id || start_id == 0;
         let counts_all = mutant::on(Mutant::CountAcceptanceOfAnotherStart);
         if is_mine || counts_all {
@@ -249,7 +218,9 @@ impl Replica {
         if (is_mine && incarnation == self.hard.incarnation) || counts_all {
             self.shown_to.insert(from, voters);
         }
-        self.take_up_waiting_append(now);
+        if self.takes_part() {
+            self.take_up_waiting_append(now);
+        }
     }
 
     /// This volume is older than what `from` saw of it. It takes no part until it was refilled; what it
@@ -294,10 +265,12 @@ impl Replica {
         self.persist_state();
     }
 
-    /// By a voter. Of those that an old copy knows nobody may be left.
+    /// By a voter, or by who leads. Of the voters that an old copy knows nobody may be left.
     fn may_be_refused_by(&self, member: MemberId) -> bool {
         let is_told = self.told_voters().is_some_and(|told| told.member_ids.contains(&member));
-        self.configuration().contains(member) || is_told || self.leader == Some(member)
+        let report = self.peers.get(&member).and_then(|peer| peer.report.as_ref());
+        let leads = report.is_some_and(|report| report.lead.is_some() && report.epoch >= self.epoch());
+        self.configuration().contains(member) || is_told || leads
     }
 
     /// Several voters say so, and each says it again: quarantined already, it has outdone that one.
@@ -306,116 +279,6 @@ impl Replica {
         let Promise { epoch, candidate } = self.hard.promise;
         let is_promised = seen.promise < epoch || (seen.promise == epoch && candidate.is_some());
         is_quarantined && seen.incarnation < self.hard.incarnation && is_promised
-    }
-
-    /// Never 0, which a release without numbers means.
-    pub(super) fn draw_refill_number(&mut self) {
-        self.refill_number = self.random.next() | 1;
-    }
-
-    pub(super) fn ask_for_refill(&mut self) {
-        let Some(Quarantine { until, .. }) = self.hard.quarantine else { return };
-        if self.superseded {
-            return;
-        }
-        if self.refill_number == 0 {
-            self.draw_refill_number();
-        }
-        let (epoch, number) = (self.epoch(), self.refill_number);
-        if until.is_none() && mutant::on(Mutant::RefillFromFollower) {
-            let peers: Vec<MemberId> = self.peers.keys().copied().collect();
-            return peers.into_iter().for_each(|peer| self.send(peer, Message::RefillRequest { epoch, number }));
-        }
-        let Some(leader) = self.leader.filter(|leader| *leader != self.me()) else { return };
-        // What this member acknowledged and nobody else held, a later leader may not have: it says up to where, again.
-        let has = self.peers.get(&leader).and_then(|peer| peer.report.as_ref()).map(|report| report.last);
-        if until.is_none_or(|until| has.is_some_and(|has| has < until)) {
-            self.send(leader, Message::RefillRequest { epoch, number });
-        }
-    }
-
-    pub(super) fn on_refill_answer(&mut self, now: Now, from: MemberId, epoch: Epoch, number: u64, until: EntryId) {
-        let leads = self.leader == Some(from) || mutant::on(Mutant::RefillFromFollower);
-        let is_mine = number == self.refill_number || number == 0;
-        if epoch != self.epoch() || !leads || !is_mine || self.superseded {
-            return;
-        }
-        match &mut self.hard.quarantine {
-            Some(quarantine) if quarantine.until.is_none_or(|known| until < known && number != 0) => {
-                quarantine.until = Some(until);
-                self.persist_state();
-            }
-            Some(_) => {}
-            None => self.leave_for_snapshot(now, until),
-        }
-    }
-
-    /// Up to here this member has what the present leader has, durably, and may have said so.
-    pub(super) fn held(&self) -> EntryId {
-        match &self.role {
-            Role::Follower(follower) => follower.matched.min(self.persist.durable()),
-            Role::Candidate(_) | Role::Leader(_) => self.applied(),
-        }
-    }
-
-    /// The member holds, durably and matched with the present leader, all that the leader had when it was asked.
-    /// Whether it is committed does not matter: committing it may need this member.
-    pub(super) fn finish_refill(&mut self) {
-        let held = self.held();
-        let until = self.hard.quarantine.as_ref().and_then(|quarantine| quarantine.until);
-        let has_all = |until: EntryId| until <= held || mutant::on(Mutant::EndQuarantineEarly);
-        let is_settled = !self.installing && !self.needs_snapshot && self.persist.promise_is_durable();
-        if until.is_some_and(has_all) && is_settled {
-            self.hard.quarantine = None;
-            self.persist_state();
-            self.shown_to.clear();
-            self.admitted = true;
-            self.baseline = self.on_disk();
-            self.show_to_all();
-            self.owe_acknowledgement();
-            self.note(Note::Refilled);
-        }
-    }
-
-    pub(super) fn on_disconnected(&mut self, now: Now, peer: MemberId, refused: bool) {
-        if let Some(known) = self.peers.get_mut(&peer) {
-            known.connected = false;
-        }
-        if let Role::Leader(leader) = &mut self.role
-            && let Some(progress) = leader.progress.get_mut(&peer)
-        {
-            let next = progress.matched.next();
-            if !matches!(progress.pace, super::progress::Pace::Snapshot) {
-                progress.probe(next, now.mono_ms);
-            }
-        }
-        self.redirect_transfer(now, peer);
-        if self.leader != Some(peer) {
-            return;
-        }
-        if refused {
-            // Nobody listens there: the process is dead, and silence needs no time-out.
-            self.forget_leader();
-            if self.tuning.failover == Failover::Automatic || self.lead_wanted {
-                self.campaign_soon(now);
-            }
-        } else {
-            self.push_effect(Effect::Redial { peer });
-        }
-    }
-
-    pub(super) fn note_health(&mut self, now: Now) {
-        let timeout_ms = self.tuning.heartbeat_timeout_ms;
-        let mut notes = Vec::new();
-        for (id, peer) in &mut self.peers {
-            let name = || peer.hello.as_ref().map(|hello| hello.name.clone());
-            match (peer.heard.transition(now.mono_ms, timeout_ms), name()) {
-                (Some(Health::Down), Some(name)) => notes.push((*id, Note::PeerDown(name))),
-                (Some(Health::Healthy), Some(name)) => notes.push((*id, Note::PeerHealthy(name))),
-                _ => {}
-            }
-        }
-        notes.into_iter().for_each(|(_, note)| self.note(note));
     }
 }
 

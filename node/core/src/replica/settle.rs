@@ -94,11 +94,9 @@ impl Replica {
             // The leader may not get further without this member: lines do until damage is told of again.
             self.needs_snapshot = false;
         }
-        if self.installing || !same_group || overtaken || !(empty || self.follow(now, from, epoch)) {
+        let may_follow = empty || self.takes_part() || mutant::on(Mutant::TakeEntriesUnaccepted);
+        if self.installing || !same_group || overtaken || !may_follow || !(empty || self.follow(now, from, epoch)) {
             return; // the leader finds out by probing, and sends another if it is still needed
-        }
-        if !empty && !self.takes_entries() {
-            return;
         }
         if empty {
             self.hard.cluster_id = Some(cluster_id);

@@ -20,7 +20,7 @@ use kv_core::contract::{
 };
 use kv_core::entry::{Body, Control, Entry, EntryId, Epoch};
 use kv_core::group::{ClusterId, FeatureLevel, MemberId, MemberInfo, Settings};
-use kv_core::message::{Append, Message, Round};
+use kv_core::message::{Accepted, Append, Message, Round};
 use network::{Network, Packet, Parcel};
 use watch::Watch;
 
@@ -155,8 +155,8 @@ impl World {
             ["late-acceptance", to, from, incarnation, start] => {
                 let from = self.nodes[from].disk.hard.member_id;
                 let number = |text: &str| text.parse().expect("a number");
-                let message =
-                    Message::Accepted { incarnation: number(incarnation), start_id: number(start), voters: None };
+                let (incarnation, start_id) = (number(incarnation), number(start));
+                let message = Message::Accepted(Accepted { incarnation, start_id, voters: None });
                 self.step(to, Input::Received { from, message });
             }
             ["older-release", name] => drop(self.older.insert(name.into())),

@@ -4,7 +4,7 @@ use kv_core::command::{Key, Precondition, Value};
 use kv_core::entry::{Body, Control};
 use kv_core::group::{FeatureLevel, MemberId};
 use kv_core::message::{
-    AppendAck, AppendResult, Baseline, Heartbeat, Lead, VoteKind, VoteReply, VoteRequest, VotersAt,
+    Accepted, AppendAck, AppendResult, Baseline, Heartbeat, Lead, VoteKind, VoteReply, VoteRequest, VotersAt,
 };
 use proptest::prelude::*;
 
@@ -70,12 +70,12 @@ pub(crate) fn all_messages() -> Vec<Message> {
         Message::TransferRequest { epoch },
         Message::TimeoutNow { epoch },
         Message::NotAMember { config_id: EntryId(3) },
-        Message::Accepted { incarnation: 12, start_id: u64::MAX, voters: None },
-        Message::Accepted {
+        Message::Accepted(Accepted { incarnation: 12, start_id: u64::MAX, voters: None }),
+        Message::Accepted(Accepted {
             incarnation: 12,
             start_id: 1,
             voters: Some(VotersAt { config_id: EntryId(7), member_ids: vec![MemberId(1), MemberId(u64::MAX)] }),
-        },
+        }),
         Message::Stale { seen: Seen { incarnation: 4, ..Seen::default() }, reason: "a \"copied\"\nvolume".into() },
         Message::Show { hello: Box::new(hello(5, Some("c"))), answer: true },
         Message::Show { hello: Box::new(Hello { baseline: Some(baseline), ..hello(6, None) }), answer: false },
@@ -235,7 +235,7 @@ fn a_refill_is_asked_for_and_answered_across_releases() {
 #[test]
 fn an_acceptance_is_read_across_releases() {
     let accepted = sealed('C', r#"{"incarnation":4}"#);
-    assert_eq!(decode(accepted.into()), Ok(Message::Accepted { incarnation: 4, start_id: 0, voters: None }));
+    assert_eq!(decode(accepted.into()), Ok(Message::Accepted(Accepted { incarnation: 4, start_id: 0, voters: None })));
 }
 
 fn any_append() -> impl Strategy<Value = Append> {

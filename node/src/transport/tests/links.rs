@@ -41,7 +41,7 @@ async fn simultaneous_dials_leave_one_connection() {
         let (mut a, mut b) = pair().await;
         // A second connection would have been told of before this arrives, or end what carries it.
         for round in 0..20 {
-            let message = Message::Accepted { incarnation: round, start_id: 1, voters: None };
+            let message = Message::Accepted(Accepted { incarnation: round, start_id: 1, voters: None });
             a.transport.send(b.id(), message.clone());
             assert_eq!(b.received(a.id()).await, message);
             b.transport.send(a.id(), message.clone());
@@ -92,8 +92,8 @@ async fn a_restart_reconnects_under_the_new_start_id() {
     let shown = a.connected(b.id()).await;
     assert_ne!(shown.start_id, before.start_id);
     b.connected(a.id()).await;
-    a.transport.send(b.id(), Message::Accepted { incarnation: 3, start_id: 1, voters: None });
-    assert_eq!(b.received(a.id()).await, Message::Accepted { incarnation: 3, start_id: 1, voters: None });
+    a.transport.send(b.id(), Message::Accepted(Accepted { incarnation: 3, start_id: 1, voters: None }));
+    assert_eq!(b.received(a.id()).await, Message::Accepted(Accepted { incarnation: 3, start_id: 1, voters: None }));
 }
 
 #[tokio::test]
@@ -150,12 +150,12 @@ async fn a_full_queue_drops_and_counts_and_keeps_the_order_of_the_rest() {
     let sent = 3 * outbox::CONTROL_FRAMES_MAX as u64;
     // The writer cannot run in between: this test has one thread and does not wait here.
     for incarnation in 0..sent {
-        a.transport.send(b.id(), Message::Accepted { incarnation, start_id: 1, voters: None });
+        a.transport.send(b.id(), Message::Accepted(Accepted { incarnation, start_id: 1, voters: None }));
     }
     let dropped = a.count(|c| &c.dropped_control);
     assert_eq!(dropped, sent - outbox::CONTROL_FRAMES_MAX as u64);
     for incarnation in 0..sent - dropped {
-        assert_eq!(b.received(a.id()).await, Message::Accepted { incarnation, start_id: 1, voters: None });
+        assert_eq!(b.received(a.id()).await, Message::Accepted(Accepted { incarnation, start_id: 1, voters: None }));
     }
 }
 

@@ -65,7 +65,7 @@ impl Follower {
                 assert!(self.is_connected, "disconnected twice");
                 self.is_connected = false;
             }
-            TransportEvent::Received { message: Message::Accepted { incarnation, .. }, .. } => {
+            TransportEvent::Received { message: Message::Accepted(Accepted { incarnation, .. }), .. } => {
                 assert!(self.is_connected, "a message of no connection");
                 assert!(incarnation > self.last_received, "out of order");
                 self.last_received = incarnation;
@@ -76,7 +76,7 @@ impl Follower {
             self.sent += 1;
             self.node
                 .transport
-                .send(self.peer, Message::Accepted { incarnation: self.sent, start_id: 1, voters: None });
+                .send(self.peer, Message::Accepted(Accepted { incarnation: self.sent, start_id: 1, voters: None }));
         }
     }
 }

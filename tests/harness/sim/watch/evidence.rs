@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use kv_core::entry::{Entry, EntryId, Epoch};
 use kv_core::group::MemberId;
 use kv_core::message::{
-    Append, AppendAck, AppendResult, Baseline, Hello, Message, Promise, VoteKind, VoteReply, VotersAt,
+    Accepted, Append, AppendAck, AppendResult, Baseline, Hello, Message, Promise, VoteKind, VoteReply, VotersAt,
 };
 use kv_core::status::Role;
 
@@ -160,7 +160,7 @@ impl World {
                 let covered = evidence.covered.entry((place, *epoch)).or_default();
                 *covered = end.max(*covered);
             }
-            Message::Accepted { start_id, voters, .. } if *start_id == place.start => {
+            Message::Accepted(Accepted { start_id, voters, .. }) if *start_id == place.start => {
                 evidence.accepted_by.insert((place, from));
                 evidence.told_voters.extend(voters.clone().map(|voters| ((place, from), voters)));
             }
@@ -240,7 +240,7 @@ impl World {
                 self.check_not_superseded(place, "votes");
                 self.check_shown(place, "votes");
             }
-            Message::Accepted { incarnation, start_id, voters } => {
+            Message::Accepted(Accepted { incarnation, start_id, voters }) => {
                 self.check_accepted(place, to, (*incarnation, *start_id));
                 self.check_told_voters(place, voters.as_ref());
             }
