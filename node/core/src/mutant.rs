@@ -208,6 +208,8 @@ mutants! {
     TakeEntriesUnaccepted,
     /// A start promises no later epoch before enough voters have accepted it.
     PromiseUnaccepted,
+    /// A start goes by the newest voters that it was told of.
+    CountPastVoters,
     /// A quarantined member that may not vote does not.
     QuarantinedVotes,
     /// A vote that a copied volume knows of stands when it is found out.

@@ -312,9 +312,10 @@ fn open_sources<S: Storage>(storage: &S, manifest: &Manifest) -> Result<Vec<Sour
 }
 
 /// Whether this member alone is the group, so that what it has is all there is. As far as the manifest knows: the
-/// log may hold a newer configuration that was never acknowledged.
+/// log may hold a newer configuration that was never acknowledged. One that is being refilled goes through past ones.
 pub(super) fn is_group_of_one(manifest: &Manifest) -> bool {
-    manifest.hard.cluster_id.is_some() && names_only(&manifest.configuration.configuration, manifest)
+    let is_trusted = manifest.hard.cluster_id.is_some() && manifest.hard.quarantine.is_none();
+    is_trusted && names_only(&manifest.configuration.configuration, manifest)
 }
 
 fn names_only(configuration: &Configuration, manifest: &Manifest) -> bool {

@@ -58,7 +58,7 @@ impl Replica {
             && (self.hard.quarantine.is_none() || mutant::on(Mutant::QuarantinedCampaigns))
             && !self.standing.removed
             && !self.installing // the log that would be stood with is about to be replaced
-            && self.is_shown()
+            && self.is_accepted()
     }
 
     pub(super) fn wants_to_lead_now(&self) -> bool {
@@ -180,6 +180,7 @@ impl Replica {
             if !self.takes_part() && !mutant::on(Mutant::PromiseUnaccepted) {
                 return self.answer_vote(from, &request, false);
             }
+            self.lead_wanted |= matches!(self.role, Role::Leader(_)); // unless somebody leads in time
             self.adopt_epoch(now, request.epoch);
         }
         let free =
@@ -204,7 +205,7 @@ impl Replica {
         let may_vote = |quarantine: &Quarantine| quarantine.may_vote || mutant::on(Mutant::QuarantinedVotes);
         let fit = self.hard.quarantine.as_ref().is_none_or(may_vote);
         let behind = request.last < self.log.last() && !mutant::on(Mutant::SkipVoteRestriction);
-        fit && self.is_shown() && !behind && self.heeds(now, from, request)
+        fit && self.is_accepted() && !behind && self.heeds(now, from, request)
     }
 
     fn answer_vote(&mut self, to: MemberId, request: &VoteRequest, granted: bool) {
@@ -341,6 +342,7 @@ impl Replica {
 
     pub(super) fn on_timeout_now(&mut self, now: Now, from: MemberId, epoch: Epoch) {
         if epoch == self.epoch() && self.leader == Some(from) && self.is_electable() {
+            self.lead_wanted = true; // votes can be lost, and nobody else is about to campaign
             self.campaign(now, VoteKind::Directed);
         }
     }

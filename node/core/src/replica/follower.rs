@@ -47,14 +47,14 @@ impl Replica {
         }
         self.turn_away(from);
         let Some(lead) = lead else { return self.on_epoch_rumour(now, from, epoch) };
-        if !self.takes_part() && !mutant::on(Mutant::PromiseUnaccepted) {
+        if !self.may_follow(from) && !mutant::on(Mutant::PromiseUnaccepted) {
             return;
         }
         if !self.follow(now, from, epoch) {
             return self.send_epoch_hint(from);
         }
         self.learn_committed(lead.committed);
-        if self.is_believed() {
+        if self.is_believed_by(from) {
             // Late rather than never: the next heartbeat may be many seconds away.
             self.when_durable(Then::Send(from, Message::HeartbeatAck { epoch, round: lead.round }));
         }
@@ -120,14 +120,9 @@ impl Replica {
         }
     }
 
-    /// A promise that is not durable, or a volume that was not shown to a majority, says nothing.
-    pub(super) fn may_acknowledge(&self) -> bool {
-        self.persist.promise_is_durable() && self.is_believed()
-    }
-
     /// This volume is known to be the newest of its member.
-    fn is_believed(&self) -> bool {
-        self.is_shown() && (self.hard.quarantine.is_none() || mutant::on(Mutant::QuarantinedConfirms))
+    fn is_believed_by(&self, peer: MemberId) -> bool {
+        self.is_shown_to(peer) && (self.hard.quarantine.is_none() || mutant::on(Mutant::QuarantinedConfirms))
     }
 
     pub(super) fn ack(&self, round: Round, result: AppendResult) -> AppendAck {
@@ -148,7 +143,7 @@ impl Replica {
         if self.superseded || self.is_refused(from) {
             return;
         }
-        if !self.takes_part() && !mutant::on(Mutant::TakeEntriesUnaccepted) {
+        if !self.may_follow(from) && !mutant::on(Mutant::TakeEntriesUnaccepted) {
             self.waiting_append = Some((from, append));
             return;
         }
@@ -168,7 +163,7 @@ impl Replica {
             Ok(()) => self.take_entries(append),
             Err(result) => {
                 // Where the logs meet may be told by any volume; that its leader leads, may not.
-                let round = if self.is_believed() { append.round } else { Round::default() };
+                let round = if self.is_believed_by(from) { append.round } else { Round::default() };
                 let ack = self.ack(round, result);
                 self.when_durable(Then::Send(from, Message::AppendAck(ack)));
             }
@@ -238,7 +233,7 @@ impl Replica {
         if let Body::Control(Control::Config(configuration)) = &entry.body {
             self.standing.let_go |= self.is_voter() && !configuration.contains(self.me());
             self.configurations.push(ConfigurationAt { id: entry.id, configuration: configuration.clone() });
-            if !self.is_shown() {
+            if self.is_voter() && !self.is_accepted() {
                 self.show_to_all(); // a majority of the new voters must know this volume before it acts
             }
         }
@@ -288,8 +283,10 @@ impl Replica {
     /// Acknowledges what is durable and matched, once for a batch of inputs.
     pub(super) fn settle_follower(&mut self) {
         let durable = if mutant::on(Mutant::AckBeforeFsync) { self.log.last().id } else { self.persist.durable() };
-        let speaks = self.persist.promise_is_durable() && (self.is_shown() || self.hard.quarantine.is_some());
-        let (Role::Follower(follower), Some(leader)) = (&mut self.role, self.leader) else { return };
+        let Some(leader) = self.leader else { return };
+        let is_known = self.is_shown_to(leader) || self.hard.quarantine.is_some();
+        let speaks = self.persist.promise_is_durable() && is_known;
+        let Role::Follower(follower) = &mut self.role else { return };
         let matched = if mutant::on(Mutant::AckUnmatched) { durable } else { follower.matched };
         let positive = (durable.min(matched), follower.round);
         let progressed = follower.acked.is_some_and(|(id, _)| positive.0 > id);

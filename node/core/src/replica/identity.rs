@@ -23,14 +23,29 @@ pub(super) enum Answer {
 
 impl Replica {
     /// Enough voters, with this member a majority, accepted what it showed since its start. Who was away while others were
-    /// replaced learns from them who votes now; too few of those that its own log names may be left to ask.
-    pub(super) fn is_shown(&self) -> bool {
-        !self.is_voter() || self.is_accepted() || mutant::on(Mutant::ActUnshown)
+    /// replaced learns from them who votes now: of those that its own log names too few may be left to ask, and enough for a
+    /// majority of the past may know nothing of what an old copy lacks.
+    pub(super) fn is_accepted(&self) -> bool {
+        let by_own_log = || self.is_known_to_most(self.configuration().ids());
+        let is_accepted = match self.told_voters() {
+            Some(told) => {
+                self.is_known_to_most(told.member_ids.iter().copied())
+                    || ((self.admitted || mutant::on(Mutant::CountPastVoters)) && by_own_log())
+            }
+            None => by_own_log(),
+        };
+        is_accepted || mutant::on(Mutant::ActUnshown)
     }
 
-    fn is_accepted(&self) -> bool {
-        self.is_known_to_most(self.configuration().ids())
-            || self.told_voters().is_some_and(|told| self.is_known_to_most(told.member_ids.iter().copied()))
+    /// What it says to `peer` may count there. A learner counts for those who have accepted it.
+    pub(super) fn is_shown_to(&self, peer: MemberId) -> bool {
+        let is_known = if self.is_learner() { self.shown_to.contains_key(&peer) } else { self.is_accepted() };
+        is_known || mutant::on(Mutant::ActUnshown)
+    }
+
+    /// As far as it knows, and was told.
+    fn is_learner(&self) -> bool {
+        self.told_voters().map_or_else(|| !self.is_voter(), |told| !told.member_ids.contains(&self.me()))
     }
 
     /// By a later configuration than the one that the own log ends with.
@@ -39,15 +54,17 @@ impl Replica {
         told.max_by_key(|told| told.config_id)
     }
 
+    /// A learner follows whoever leads and has accepted it: one who was let go may know nothing of it, nor of the group.
+    pub(super) fn may_follow(&mut self, leader: MemberId) -> bool {
+        self.admitted |= self.is_learner() && self.shown_to.contains_key(&leader);
+        self.takes_part()
+    }
+
     /// This start was accepted once, or is being refilled. Before that it follows nobody and promises nothing. An old copy would
     /// begin its next start with a later promise, by which nobody knows it any more; or go again through voters of
     /// the past, who may know nothing of what it lacks, and fall there: it may have been the only one.
     pub(super) fn takes_part(&mut self) -> bool {
-        if !self.admitted {
-            let me = self.me();
-            let is_learner = self.told_voters().map_or(!self.is_voter(), |told| !told.member_ids.contains(&me));
-            self.admitted = self.is_accepted() || (is_learner && !self.shown_to.is_empty());
-        }
+        self.admitted |= !self.is_learner() && self.is_accepted();
         self.admitted || self.hard.quarantine.is_some()
     }
 
@@ -176,7 +193,7 @@ impl Replica {
         let strangers = self.peers.iter().filter(|(id, peer)| peer.connected && self.is_of_another_group(**id));
         let strangers: Vec<MemberId> = strangers.map(|(id, _)| *id).collect();
         strangers.into_iter().for_each(|stranger| self.show_to(stranger, Answer::Wanted));
-        if !self.is_shown() {
+        if !self.is_learner() && !self.is_accepted() {
             return self.show_to_all();
         }
         // Whoever has not accepted this start may go by another one, and then heeds nothing that this one says: learners, too.
@@ -218,9 +235,7 @@ impl Replica {
         if (is_mine && incarnation == self.hard.incarnation) || counts_all {
             self.shown_to.insert(from, voters);
         }
-        if self.takes_part() {
-            self.take_up_waiting_append(now);
-        }
+        self.take_up_waiting_append(now);
     }
 
     /// This volume is older than what `from` saw of it. It takes no part until it was refilled; what it

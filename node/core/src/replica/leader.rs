@@ -362,7 +362,7 @@ impl Replica {
 
     pub(super) fn advance_commit(&mut self) {
         let (me, durable) = (self.me(), self.persist.durable());
-        let may_count = self.may_acknowledge();
+        let may_count = self.persist.promise_is_durable() && self.is_accepted();
         let Role::Leader(leader) = &self.role else { return };
         let counted = |voter: MemberId| match leader.progress.get(&voter) {
             _ if voter == me && mutant::on(Mutant::CommitOwnUnsynced) => self.log.last().id,

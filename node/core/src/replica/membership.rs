@@ -444,7 +444,7 @@ impl Replica {
         // could take what was acknowledged since.
         (self.needs_snapshot, self.damage_told) = (false, None);
         self.standing = Standing::default();
-        self.leader = None;
+        (self.leader, self.waiting_append) = (None, None);
         self.submit_entries();
         let at = ConfigurationAt { id: self.log.last().id, configuration: Configuration::new(vec![self.my_info()]) };
         self.configurations = Configurations { base: at.clone(), above: Vec::new() };

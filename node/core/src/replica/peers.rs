@@ -75,6 +75,7 @@ impl Replica {
                 progress.probe(next, now.mono_ms);
             }
         }
+        self.waiting_append.take_if(|(from, _)| *from == peer);
         self.redirect_transfer(now, peer);
         if self.leader != Some(peer) {
             return;

@@ -202,7 +202,7 @@ impl Replica {
 
     fn confirm_rounds(&mut self, now: Now) {
         let me = self.me();
-        let fit = self.is_shown();
+        let fit = self.is_accepted();
         let Role::Leader(leader) = &self.role else { return };
         let acked = |voter: MemberId| match leader.progress.get(&voter) {
             _ if voter == me => leader.rounds.current,

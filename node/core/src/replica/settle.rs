@@ -94,7 +94,7 @@ impl Replica {
             // The leader may not get further without this member: lines do until damage is told of again.
             self.needs_snapshot = false;
         }
-        let may_follow = empty || self.takes_part() || mutant::on(Mutant::TakeEntriesUnaccepted);
+        let may_follow = empty || self.may_follow(from) || mutant::on(Mutant::TakeEntriesUnaccepted);
         if self.installing || !same_group || overtaken || !may_follow || !(empty || self.follow(now, from, epoch)) {
             return; // the leader finds out by probing, and sends another if it is still needed
         }

@@ -40,7 +40,8 @@ pub(super) struct Evidence {
     installed: BTreeMap<Place, EntryId>,
     /// Processes that started on a volume of a group, which may be an old one.
     must_show: BTreeSet<Place>,
-    /// Of those, who has taken a leader's entries: it was accepted before.
+    /// Of those, who was accepted by enough voters at some moment; and who has taken on a leader's epoch or entries, or was refilled.
+    shown: BTreeSet<Place>,
     admitted: BTreeSet<Place>,
     /// Up to where the acknowledgement of a member's start has come to a leader that has that committed.
     counted: BTreeMap<(Place, MemberId, u64), EntryId>,
@@ -163,6 +164,9 @@ impl World {
             Message::Accepted(Accepted { start_id, voters, .. }) if *start_id == place.start => {
                 evidence.accepted_by.insert((place, from));
                 evidence.told_voters.extend(voters.clone().map(|voters| ((place, from), voters)));
+                if self.is_shown(place) {
+                    self.watch.evidence.shown.insert(place);
+                }
             }
             Message::Show { hello, .. } => self.watch_connected(place, hello),
             Message::RefillRequest { epoch, number } if self.leads_in(place, *epoch) => {
@@ -230,15 +234,15 @@ impl World {
                 assert!(*unfit || !is_quarantined, "a quarantined member's acknowledgement up to {id} counts");
                 if !unfit && *id > EntryId::ZERO {
                     self.check_not_superseded(place, "acknowledges");
-                    self.check_shown(place, "acknowledges");
+                    self.check_shown(place, to, "acknowledges");
                     let said = self.watch.evidence.said.entry(place).or_default();
                     *said = (*said).max((*epoch, *id));
                 }
             }
-            Message::HeartbeatAck { .. } => self.check_shown(place, "confirms a leader"),
+            Message::HeartbeatAck { .. } => self.check_shown(place, to, "confirms a leader"),
             Message::VoteReply(VoteReply { granted: true, kind, .. }) if *kind != VoteKind::Pre => {
                 self.check_not_superseded(place, "votes");
-                self.check_shown(place, "votes");
+                self.check_shown(place, to, "votes");
             }
             Message::Accepted(Accepted { incarnation, start_id, voters }) => {
                 self.check_accepted(place, to, (*incarnation, *start_id));
@@ -269,40 +273,59 @@ impl World {
         view.is_some_and(|view| view.role == Role::Leader && view.epoch == epoch)
     }
 
-    /// Who acts has shown itself to enough voters for a majority with itself.
-    fn check_shown(&self, place: Place, does: &str) {
-        let Some(process) = self.nodes[place.node].process.as_ref() else { return };
-        if !self.watch.evidence.must_show.contains(&place) {
+    /// Who acts has shown itself to enough voters for a majority with itself; or, as a learner, to whom it speaks to.
+    fn check_shown(&self, place: Place, to: MemberId, does: &str) {
+        let evidence = &self.watch.evidence;
+        if !evidence.must_show.contains(&place) {
             return;
         }
-        let me = process.member;
-        let knows = |voter: &MemberId| *voter == me || self.watch.evidence.accepted_by.contains(&(place, *voter));
-        let is_enough = |voters: &[MemberId]| !voters.contains(&me) || most(voters, knows);
-        let told = self.watch.evidence.told_voters.iter().filter(|((to, _), _)| *to == place).map(|(_, told)| told);
-        let newest = told.max_by_key(|told| told.config_id);
-        let is_known = self.any_configuration(place, is_enough) || newest.is_some_and(|t| is_enough(&t.member_ids));
+        let Some(me) = self.nodes[place.node].process.as_ref().map(|process| process.member) else { return };
+        let is_learner = match self.told_voters(place) {
+            Some(told) => !told.contains(&me),
+            None => self.any_configuration(place, |voters| !voters.contains(&me)),
+        };
+        let is_known_there = is_learner && evidence.accepted_by.contains(&(place, to));
+        // What it says may have waited for its disk while it was told of more voters.
+        let is_known = is_known_there || evidence.shown.contains(&place) || self.is_shown(place);
         assert!(is_known, "{} {does} before a majority has accepted what it shows", self.nodes[place.node].name);
     }
 
-    /// Who takes a leader's entries has been accepted once by enough voters of its log's last configuration, or of a later one
-    /// that it was told; or by anybody, as a learner.
+    /// To a majority of the newest voters that it was told of, if these are newer than its log's.
+    fn is_shown(&self, place: Place) -> bool {
+        let Some(me) = self.nodes[place.node].process.as_ref().map(|process| process.member) else { return false };
+        let Evidence { accepted_by, admitted, .. } = &self.watch.evidence;
+        let knows = |voter: &MemberId| *voter == me || accepted_by.contains(&(place, *voter));
+        let is_enough = |voters: &[MemberId]| most(voters, knows);
+        match self.told_voters(place) {
+            Some(told) if is_enough(told) => true,
+            Some(_) if !admitted.contains(&place) => false,
+            _ => self.any_configuration(place, is_enough),
+        }
+    }
+
+    fn told_voters(&self, place: Place) -> Option<&Vec<MemberId>> {
+        let (at, _) = self.configuration_before(place, EntryId(u64::MAX));
+        let all = self.watch.evidence.told_voters.iter().filter(|((to, _), _)| *to == place).map(|(_, told)| told);
+        let newest = all.filter(|told| told.config_id > at).max_by_key(|told| told.config_id);
+        newest.map(|told| &told.member_ids)
+    }
+
+    /// Who takes on a leader's epoch or entries has been accepted once by enough voters; or by anybody, as a learner.
     pub(super) fn check_admitted(&mut self, place: Place, next: EntryId) {
         let Some(me) = self.nodes[place.node].process.as_ref().map(|process| process.member) else { return };
-        let (at, voters) = self.configuration_before(place, next);
-        let evidence = &mut self.watch.evidence;
+        let (_, voters) = self.configuration_before(place, next);
+        let evidence = &self.watch.evidence;
         let must_show = evidence.must_show.contains(&place) && !self.watch.rules.is_quarantined(place);
-        if !must_show || !evidence.admitted.insert(place) {
+        if !must_show || evidence.admitted.contains(&place) {
             return;
         }
         let by = evidence.accepted_by.range((place, MemberId(0))..=(place, MemberId(u64::MAX)));
-        let by: BTreeSet<MemberId> = by.map(|(_, voter)| *voter).chain([me]).collect();
-        let told = evidence.told_voters.iter().filter(|((to, _), told)| *to == place && told.config_id > at);
-        let told = told.map(|(_, told)| told).max_by_key(|told| told.config_id).map(|told| &told.member_ids);
-        let is_enough = |voters: &[MemberId]| voters.contains(&me) && most(voters, |voter| by.contains(voter));
-        let is_learner = !told.unwrap_or(&voters).contains(&me);
-        let is_accepted =
-            is_enough(&voters) || told.is_some_and(|told| is_enough(told)) || (is_learner && by.len() > 1);
-        assert!(is_accepted, "{me} takes entry {next}, and {by:?} alone have accepted it of {voters:?} or {told:?}");
+        let by: BTreeSet<MemberId> = by.map(|(_, voter)| *voter).collect();
+        let voters = self.told_voters(place).unwrap_or(&voters);
+        let is_enough = most(voters, |voter| *voter == me || by.contains(voter));
+        let is_accepted = is_enough || evidence.shown.contains(&place) || (!voters.contains(&me) && !by.is_empty());
+        assert!(is_accepted, "{me} takes part before {next}, and {by:?} alone have accepted it of {voters:?}");
+        self.watch.evidence.admitted.insert(place);
     }
 
     /// Those of the log that it had when it accepted; more may have come while that was made durable, or may have been cut. One

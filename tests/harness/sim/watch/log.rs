@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use kv_core::command::OperationKind;
-use kv_core::contract::{Persist, View};
+use kv_core::contract::{HardState, Persist, View};
 use kv_core::entry::{Body, Control, Entry, EntryId, Epoch};
 use kv_core::group::MemberId;
 use kv_core::message::{AppendAck, AppendResult, Message, Promise, VoteKind, VoteReply};
@@ -191,7 +191,9 @@ impl World {
             self.check_admitted(place, position.id);
             self.watch_replaced(place);
         }
-        if matches!(op, Persist::Truncate { .. }) {
+        let promised = self.nodes[place.node].volume.ledger.promise.epoch;
+        let takes_on = |hard: &HardState| hard.quarantine.is_none() && hard.promise.epoch > promised;
+        if matches!(op, Persist::Truncate { .. }) || matches!(op, Persist::State(hard) if takes_on(hard)) {
             self.check_admitted(place, EntryId(u64::MAX));
         }
         self.watch.watch_recovery(op);
