@@ -416,7 +416,7 @@ impl Replica {
         self.peer(from).heard.mark(now.mono_ms);
         match message {
             Message::Heartbeat(heartbeat) => self.on_heartbeat(now, from, heartbeat),
-            Message::HeartbeatAck { epoch, round } => self.on_heartbeat_ack(now, from, epoch, round),
+            Message::HeartbeatAck { epoch, round } => self.on_heartbeat_ack(from, epoch, round),
             Message::Append(append) => self.on_append(now, from, append),
             Message::AppendAck(ack) => self.on_append_ack(now, from, ack),
             Message::VoteRequest(request) => self.on_vote_request(now, from, request),

@@ -177,7 +177,7 @@ impl Replica {
             return self.answer_vote(from, &request, false);
         }
         if request.epoch > self.epoch() {
-            if !self.takes_part() && !mutant::on(Mutant::PromiseUnaccepted) {
+            if !self.may_promise() {
                 return self.answer_vote(from, &request, false);
             }
             self.lead_wanted |= matches!(self.role, Role::Leader(_)); // unless somebody leads in time
@@ -222,7 +222,7 @@ impl Replica {
         if !reply.granted || reply.kind != VoteKind::Pre {
             self.saw(from, reply.epoch, EntryId::ZERO);
         }
-        if !reply.granted && reply.epoch > self.epoch() {
+        if !reply.granted && reply.epoch > self.epoch() && self.may_promise() {
             return self.on_refused_by_later_epoch(now, from, &reply);
         }
         if reply.granted && self.is_refused(from) {

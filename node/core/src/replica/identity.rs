@@ -63,9 +63,13 @@ impl Replica {
     /// This start was accepted once, or is being refilled. Before that it follows nobody and promises nothing. An old copy would
     /// begin its next start with a later promise, by which nobody knows it any more; or go again through voters of
     /// the past, who may know nothing of what it lacks, and fall there: it may have been the only one.
-    pub(super) fn takes_part(&mut self) -> bool {
+    fn takes_part(&mut self) -> bool {
         self.admitted |= !self.is_learner() && self.is_accepted();
         self.admitted || self.hard.quarantine.is_some()
+    }
+
+    pub(super) fn may_promise(&mut self) -> bool {
+        self.takes_part() || mutant::on(Mutant::PromiseUnaccepted)
     }
 
     fn is_known_to_most(&self, voters: impl Iterator<Item = MemberId>) -> bool {

@@ -213,6 +213,9 @@ impl Replica {
 
     /// A voter has promised a later epoch: this one is over.
     pub(super) fn on_higher_epoch(&mut self, now: Now, epoch: Epoch) {
+        if !self.may_promise() {
+            return; // what is answered to a former start, or to the original of a copy
+        }
         let led = matches!(self.role, Role::Leader(_));
         let handed_over = self.has_handed_over();
         self.lead_wanted |= led;

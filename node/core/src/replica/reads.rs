@@ -158,10 +158,7 @@ impl Replica {
         }
     }
 
-    pub(super) fn on_heartbeat_ack(&mut self, now: Now, from: MemberId, epoch: Epoch, round: Round) {
-        if epoch > self.epoch() && self.configuration().contains(from) {
-            return self.adopt_epoch(now, epoch);
-        }
+    pub(super) fn on_heartbeat_ack(&mut self, from: MemberId, epoch: Epoch, round: Round) {
         if self.is_refused(from) {
             return;
         }

@@ -191,8 +191,13 @@ impl World {
             self.check_admitted(place, position.id);
             self.watch_replaced(place);
         }
-        let promised = self.nodes[place.node].volume.ledger.promise.epoch;
-        let takes_on = |hard: &HardState| hard.quarantine.is_none() && hard.promise.epoch > promised;
+        let ledger = &self.nodes[place.node].volume.ledger;
+        // A recovery that is not on the disk yet has made a group of one.
+        let takes_on = |hard: &HardState| {
+            hard.quarantine.is_none()
+                && hard.promise.epoch > ledger.promise.epoch
+                && hard.cluster_id.as_ref() == ledger.cluster()
+        };
         if matches!(op, Persist::Truncate { .. }) || matches!(op, Persist::State(hard) if takes_on(hard)) {
             self.check_admitted(place, EntryId(u64::MAX));
         }
