@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use kv_core::command::{Key, Precondition, Value};
-use kv_core::contract::{Base, HardState};
+use kv_core::contract::{Base, HardState, Persist, Quarantine};
 use kv_core::entry::{Body, Control, Entry, EntryId, Epoch, seal_line};
 use kv_core::group::{ClusterId, Configuration, ConfigurationAt, MemberId, MemberInfo, NodeName, Settings};
 
@@ -456,4 +456,19 @@ fn what_is_kept_for_people_is_bounded_and_the_oldest_goes_first() {
     let quarantined = storage.list("quarantine").expect("listed");
     assert_eq!(quarantined.iter().filter(|name| name.starts_with("old.")).count(), 1000);
     assert!(quarantined.len() > 1000, "and the bad line");
+}
+
+#[test]
+fn one_that_is_being_refilled_is_no_group_of_one_whatever_its_log_goes_through() {
+    let storage = volume(&[1], 9, 7);
+    let Opened { mut wal, recovered, .. } = reopen(&storage).expect("reopen");
+    let quarantine = Quarantine { reason: "a copied or restored volume".into(), until: None, may_vote: false };
+    let hard = HardState { quarantine: Some(quarantine), ..recovered.hard };
+    wal.persist(&Persist::State(Box::new(hard))).expect("save");
+    drop(wal);
+    let storage = storage.after_power_loss(Survives::Nothing);
+    storage.tamper("wal.log.segment.1", |contents| contents[10] ^= 1);
+    let Opened { recovered, .. } = reopen(&storage).expect("reopen");
+    assert_eq!(recovered.report.salvage, Salvage::Prefix);
+    assert!(recovered.hard.quarantine.is_some() && recovered.gaps.is_empty());
 }
