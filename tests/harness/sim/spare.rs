@@ -41,7 +41,8 @@ impl World {
             let node = &self.nodes[place.node];
             let Some(process) = node.process.as_ref() else { return false };
             let ledger = &node.volume.ledger;
-            let trusted = process.view.serves && !ledger.is_damaged && !ledger.is_quarantined;
+            let is_sound = !ledger.is_damaged && !ledger.is_quarantined && !ledger.is_old_copy;
+            let trusted = process.view.serves && is_sound;
             let is_known = !self.shape.copies || self.is_known_to(&voters, End { place, member: *member });
             trusted && is_known && process.applied() == newest && process.replica.positions().0.id == newest
         };
