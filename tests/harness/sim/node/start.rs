@@ -102,6 +102,9 @@ impl World {
             let log = if quarantine.may_vote { Log::Whole } else { Log::Doubtful };
             self.watch_quarantined(place, quarantine.until, log);
         }
+        if self.nodes[place.node].volume.ledger.is_damaged {
+            self.bury_a_copy(place.node); // what it has said right before it fell is on its way, and counts
+        }
         let node = &mut self.nodes[place.node];
         node.volume.disk.lets_read();
         let lines = reader.read_from(reader.horizon().next(), usize::MAX).expect("just recovered");
