@@ -41,10 +41,7 @@ pub(super) struct Rules {
     questions: BTreeMap<(Place, Token), Question>,
     /// Up to where a snapshot was sent: who takes it needs no line below.
     snapshots: BTreeMap<(Place, MemberId), EntryId>,
-    /// What was committed when the quarantine began.
-    quarantined: BTreeMap<Place, EntryId>,
-    /// Of those, whose log is whole.
-    whole: BTreeSet<Place>,
+    quarantined: BTreeMap<Place, Quarantined>,
     /// Whose log a snapshot has replaced since the last quarantine began.
     replaced: BTreeSet<Place>,
     /// Whether the replica was told that its disk is full, and how often that changed.
@@ -56,6 +53,14 @@ pub(super) struct Rules {
 pub(crate) enum Log {
     Whole,
     Doubtful,
+}
+
+/// A quarantine that has not ended.
+#[derive(Debug, Clone, Copy)]
+struct Quarantined {
+    /// Up to where its member must hold everything before it ends.
+    needed: EntryId,
+    log: Log,
 }
 
 /// When a question came to a replica.
@@ -134,15 +139,15 @@ impl World {
         self.check_standing(place, message);
         let mono_ms = self.clock_of(place).mono_ms;
         let rules = &mut self.watch.rules;
-        let is_quarantined = rules.quarantined.contains_key(&place);
+        let quarantine = rules.quarantined.get(&place);
         match message {
             Message::Heartbeat(Heartbeat { epoch, lead: Some(Lead { round, .. }), .. })
             | Message::Append(Append { epoch, round, .. }) => {
                 rules.rounds.entry((place, *epoch, *round)).or_insert(mono_ms);
             }
-            Message::VoteRequest(_) => assert!(!is_quarantined, "a quarantined member campaigns"),
+            Message::VoteRequest(_) => assert!(quarantine.is_none(), "a quarantined member campaigns"),
             Message::VoteReply(reply) => {
-                let may_vote = !is_quarantined || rules.whole.contains(&place);
+                let may_vote = quarantine.is_none_or(|quarantine| quarantine.log == Log::Whole);
                 assert!(may_vote || !reply.granted, "a quarantined member votes");
             }
             Message::TimeoutNow { .. } => self.check_hand_over(place, to),
@@ -328,10 +333,8 @@ impl World {
         self.note_quarantine_begins(place);
         self.watch.rules.replaced.remove(&place);
         let committed = EntryId(self.watch.committed());
-        if log == Log::Whole {
-            self.watch.rules.whole.insert(place);
-        }
-        self.watch.rules.quarantined.insert(place, until.map_or(committed, |until| until.min(committed)));
+        let needed = until.map_or(committed, |until| until.min(committed));
+        self.watch.rules.quarantined.insert(place, Quarantined { needed, log });
     }
 
     pub(crate) fn count_refill(&mut self, place: Place) {
@@ -341,7 +344,8 @@ impl World {
 
     /// What it holds again counts; that it is committed, a new leader may not know yet.
     pub(crate) fn watch_refilled(&mut self, place: Place) {
-        let needed = self.watch.rules.quarantined.remove(&place).unwrap_or_default();
+        let quarantine = self.watch.rules.quarantined.remove(&place);
+        let needed = quarantine.map_or(EntryId::ZERO, |quarantine| quarantine.needed);
         let ledger = &self.nodes[place.node].volume.ledger;
         let holds_all = ledger.holds(needed, |id| self.watch.line(id).cloned());
         let last = ledger.last_durable();
@@ -383,7 +387,9 @@ impl World {
 
     /// A snapshot may end below what was acknowledged.
     pub(super) fn watch_replaced(&mut self, place: Place) {
-        self.watch.rules.whole.remove(&place);
+        if let Some(quarantine) = self.watch.rules.quarantined.get_mut(&place) {
+            quarantine.log = Log::Doubtful;
+        }
         self.watch.rules.replaced.insert(place);
     }
 
