@@ -122,6 +122,7 @@ pub(crate) struct Watch {
     /// The highest id that an answer has shown.
     floor: EntryId,
     rounds: u64,
+    compactions: u64,
 }
 
 impl Watch {
@@ -151,6 +152,7 @@ impl Watch {
             graveyard: Vec::new(),
             floor: EntryId::ZERO,
             rounds: 0,
+            compactions: 0,
         }
     }
 

@@ -8,7 +8,7 @@ use kv_core::contract::Persist;
 use kv_core::entry::{Entry, EntryId};
 use kv_core::group::{MemberId, NodeName, Settings};
 use kv_node::wal::snapshot::ReceiveError;
-use kv_node::wal::{NewVolume, Opened, Options, open};
+use kv_node::wal::{NewVolume, Opened, Options, Recovered, open};
 
 use crate::sim::coverage::Reached;
 use crate::sim::disk::{Crash, SimDisk};
@@ -17,6 +17,8 @@ use crate::sim::world::World;
 
 /// One operation of the log in so many is followed by an audit.
 const AUDIT_EVERY: u64 = 40;
+/// And one compaction.
+const AUDIT_COMPACTED_EVERY: u64 = 5;
 
 fn anybody() -> NewVolume {
     NewVolume { name: NodeName::new("x").expect("a name"), member_id: MemberId(1), settings: Settings::default() }
@@ -38,8 +40,20 @@ impl World {
         let opened = open(Arc::new(disk), &Options::default(), &anybody());
         let Opened { reader, recovered, .. } = opened.expect("the log opens after a loss of power");
         let lines = reader.read_from(reader.horizon().next(), usize::MAX).expect("just recovered");
+        self.check_recovered_state(index, &recovered);
         volume.ledger.clone().recovered(&recovered, lines, |id| self.watch.line(id).cloned());
         self.coverage.count(Reached::AuditedDisk);
+    }
+
+    /// What a start would begin with is the state at that id. (A quarantined member may stand between a compaction's
+    /// horizon and what that was made from; the only voter begins with what nobody has applied yet.)
+    fn check_recovered_state(&self, index: usize, recovered: &Recovered) {
+        let Recovered { hard, state, .. } = recovered;
+        let applied = state.applied();
+        if let Some(decided) = self.watch.decided(applied).filter(|_| hard.quarantine.is_none()) {
+            let name = &self.nodes[index].name;
+            assert_eq!(state.digest(), decided.digest, "{name}'s disk differs from a replay up to {applied}");
+        }
     }
 
     /// What was cut is kept for people to look at.
@@ -90,6 +104,15 @@ impl World {
             let line = self.watch.line(id).map(|line| &line.bytes);
             assert_eq!(entry.as_ref().map(|entry| &entry.line), line, "version {id} after a compaction");
             self.coverage.count(Reached::HistoryRead);
+        }
+        self.audit_compacted(place);
+    }
+
+    /// By a count, so that nothing else goes another way for it.
+    fn audit_compacted(&mut self, place: Place) {
+        self.watch.compactions += 1;
+        if self.watch.compactions.is_multiple_of(AUDIT_COMPACTED_EVERY) {
+            self.audit(place.node);
         }
     }
 
