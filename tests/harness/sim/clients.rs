@@ -135,6 +135,13 @@ impl Clients {
         self.served.iter().position(|served| !(served.write && served.linearizable_read))
     }
 
+    /// A refusal serves nobody: a group that orders nothing new gives those, too.
+    fn note_reply(&mut self, call: &Call, reply: &Reply) {
+        if matches!(reply, Reply::Written { replay: false, .. }) {
+            self.note_served(call);
+        }
+    }
+
     fn note_served(&mut self, call: &Call) {
         let served = &mut self.served[call.client];
         match call.wish {
@@ -235,7 +242,7 @@ impl World {
             Answer::Reply(reply) => {
                 let call = call.clone();
                 self.watch_reply(&call, &reply);
-                self.clients.note_served(&call);
+                self.clients.note_reply(&call, &reply);
                 self.record_reply(number, &call, &reply);
                 self.remember_version(&call, &reply);
                 self.finish(number);
