@@ -21,6 +21,8 @@ reached! {
     CrashOfProcess => "a process crashed",
     CrashWithPower => "a machine lost its power",
     CrashInCall => "a machine stopped within a call to its disk",
+    KilledInCall => "a process was killed within a call to its disk",
+    KilledInRecovery => "a process was killed within its recovery",
     CrashInRecovery => "a machine stopped within its recovery",
     CrashInInstall => "a machine stopped while it installed a snapshot",
     CrashInReceiving => "a machine stopped while it received a snapshot",

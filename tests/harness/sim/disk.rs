@@ -31,12 +31,25 @@ pub(crate) enum Crash {
 pub(crate) enum Trouble {
     /// The machine stops during this call, which may be done by half.
     Stops,
+    /// The process alone, in the same way: what it has done so far can be read, and may still be lost with the power.
+    Killed,
     WriteFails,
     SyncFails,
     /// Of a file, or of a directory's names.
     ReadFails,
     /// A file is not made, renamed, removed or cut, and all is as it was.
     ChangeFails,
+}
+
+impl Trouble {
+    /// How the process and its disk part there. None: the call fails, and the process goes on.
+    pub(crate) fn crash(self) -> Option<Crash> {
+        match self {
+            Self::Stops => Some(Crash::Power),
+            Self::Killed => Some(Crash::Process),
+            Self::WriteFails | Self::SyncFails | Self::ReadFails | Self::ChangeFails => None,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Default)]
@@ -233,7 +246,7 @@ impl Disk {
 
     fn look(&mut self) -> io::Result<()> {
         self.calls += 1;
-        if self.has_stopped { Err(io::Error::other("the machine has stopped")) } else { Ok(()) }
+        if self.has_stopped { Err(stops()) } else { Ok(()) }
     }
 
     /// A call that changes nothing.
@@ -252,18 +265,18 @@ impl Disk {
     /// A call that changes something. The trouble that is due may be of another kind: then it waits.
     fn act(&mut self, kind: Trouble) -> io::Result<Option<Trouble>> {
         self.look()?;
-        let due = self.trouble.filter(|(at, what)| self.calls > *at && (*what == kind || *what == Trouble::Stops));
+        let due = self.trouble.filter(|(at, what)| self.calls > *at && (*what == kind || what.crash().is_some()));
         let Some((_, what)) = due else { return Ok(None) };
         self.trouble = None;
         self.happened = Some(what);
-        self.has_stopped = what == Trouble::Stops;
+        self.has_stopped = what.crash().is_some();
         Ok(Some(what))
     }
 
     /// For calls that are not done at all when the machine stops, or when they fail.
     fn act_whole(&mut self) -> io::Result<()> {
         match self.act(Trouble::ChangeFails)? {
-            Some(Trouble::Stops) => Err(io::Error::other("the machine stops")),
+            Some(what) if what.crash().is_some() => Err(stops()),
             Some(_) => Err(io::Error::other("the disk failed to change a file")),
             None => Ok(()),
         }
@@ -344,6 +357,10 @@ impl Inode {
             }
         }
     }
+}
+
+fn stops() -> io::Error {
+    io::Error::other("the machine or the process has stopped")
 }
 
 fn not_found(name: &str) -> io::Error {
@@ -482,7 +499,7 @@ impl StorageFile for SimFile {
         let mut disk = lock(&self.disk);
         match disk.act(Trouble::SyncFails)? {
             None => self.act(&mut disk, |inode, _| inode.sync()),
-            Some(Trouble::Stops) => return Err(io::Error::other("the machine stops")),
+            Some(what) if what.crash().is_some() => return Err(stops()),
             Some(_) => {
                 self.act(&mut disk, Inode::fail_to_sync);
                 return Err(io::Error::other("the disk failed to sync"));

@@ -182,6 +182,7 @@ impl World {
             1 => Trouble::WriteFails,
             2 => Trouble::ReadFails,
             3 => Trouble::ChangeFails,
+            4 => Trouble::Killed,
             _ => Trouble::Stops,
         };
         let calls = self.random.below(CALLS_MAX);

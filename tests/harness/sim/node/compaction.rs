@@ -14,7 +14,7 @@ use kv_node::wal::compaction::{AppliedState, Begun, Settled};
 use super::{Happening, Place};
 use crate::sim::coverage::Reached;
 use crate::sim::disk::SimDisk;
-use crate::sim::disk::{Crash, Trouble};
+use crate::sim::disk::Trouble;
 use crate::sim::world::{Event, World};
 
 /// How far the one compaction of a node is.
@@ -132,11 +132,7 @@ impl World {
         let disk = &self.nodes[place.node].volume.disk;
         let was_full = disk.take_was_full();
         match disk.take_happened() {
-            Some(Trouble::Stops) => {
-                self.coverage.count(Reached::CrashInCall);
-                self.part(place.node, Crash::Power);
-                self.start_later(place.node);
-            }
+            Some(what @ (Trouble::Stops | Trouble::Killed)) => self.ends_in_call(place.node, what),
             Some(Trouble::SyncFails) => self.nodes[place.node].volume.ledger.sync_failed = true,
             Some(Trouble::WriteFails) => {}
             Some(Trouble::ReadFails) => self.coverage.count(Reached::ReadFailed),

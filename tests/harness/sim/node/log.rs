@@ -7,7 +7,7 @@ use kv_node::wal::{Recovered, WalError};
 
 use super::{Happening, Place};
 use crate::sim::coverage::Reached;
-use crate::sim::disk::{Crash, Trouble};
+use crate::sim::disk::Trouble;
 use crate::sim::world::{Event, World};
 
 /// Between two tries while there is no room.
@@ -98,12 +98,7 @@ impl World {
     pub(crate) fn log_failed(&mut self, place: Place, error: &WalError) {
         let volume = &mut self.nodes[place.node].volume;
         match volume.disk.take_happened() {
-            Some(Trouble::Stops) => {
-                self.coverage.count(Reached::CrashInCall);
-                self.part(place.node, Crash::Power);
-                self.start_later(place.node);
-                return;
-            }
+            Some(what @ (Trouble::Stops | Trouble::Killed)) => return self.ends_in_call(place.node, what),
             Some(Trouble::WriteFails) => self.coverage.count(Reached::WriteFailed),
             Some(Trouble::ReadFails) => self.coverage.count(Reached::ReadFailed),
             Some(Trouble::ChangeFails) => self.coverage.count(Reached::ChangeFailed),

@@ -78,12 +78,21 @@ impl World {
         let disk = &self.nodes[index].volume.disk;
         let was_full = disk.take_was_full();
         assert!(happened.is_some() || was_full, "a good log must open: {error}");
-        if happened == Some(Trouble::Stops) {
-            self.coverage.count(Reached::CrashInRecovery);
-            self.part(index, Crash::Power);
-        } else {
-            self.part(index, Crash::Process);
+        match happened {
+            Some(Trouble::Stops) => self.coverage.count(Reached::CrashInRecovery),
+            Some(Trouble::Killed) => self.coverage.count(Reached::KilledInRecovery),
+            _ => {}
         }
+        self.part(index, happened.and_then(Trouble::crash).unwrap_or(Crash::Process));
+        self.start_later(index);
+    }
+
+    /// The machine stops within a call to the disk, or the process alone is killed there.
+    pub(crate) fn ends_in_call(&mut self, index: usize, what: Trouble) {
+        let crash = what.crash().expect("nothing else ends a process");
+        let reached = if crash == Crash::Process { Reached::KilledInCall } else { Reached::CrashInCall };
+        self.coverage.count(reached);
+        self.part(index, crash);
         self.start_later(index);
     }
 
