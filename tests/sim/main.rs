@@ -23,6 +23,7 @@ fn no_promise_breaks_in_any_seed_and_every_fault_is_reached() {
     let broken: Vec<_> = total.broken.iter().map(|outcome| (outcome.seed, &outcome.broken)).collect();
     assert!(broken.is_empty(), "{broken:#?}");
     assert_eq!(total.coverage.never(), [], "never reached; what was:\n{}", total.coverage);
+    assert_eq!(total.coverage.too_many_undecided(), None);
 }
 
 #[test]

@@ -339,7 +339,6 @@ impl World {
             (Order::Replacement, Reply::Done { .. }) => Reached::ReplacementByOperator,
             (Order::Voter, Reply::Done { .. }) => Reached::VoterAdded,
             (Order::Remove, Reply::Done { .. }) => Reached::VoterRemoved,
-            (Order::Lead, Reply::Done { .. }) => Reached::TransferSucceeded,
             (Order::Lead, Reply::Refused(Refusal::Behind { .. })) => Reached::BehindRefused,
             (Order::HandOver, reply) => {
                 // It is the last that a process does, and nothing is handed to it any more.

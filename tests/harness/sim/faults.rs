@@ -193,6 +193,9 @@ impl World {
     }
 
     fn pause(&mut self, index: usize) {
+        if self.running(index).is_none() {
+            return;
+        }
         self.coverage.count(Reached::Paused);
         self.watch_paused(index);
         let pause_us = self.random.between(10_000, 2_000_000);
@@ -279,7 +282,9 @@ impl World {
     }
 
     fn jump_wall_clock(&mut self, index: usize) {
-        self.coverage.count(Reached::WallClockJumped);
+        if self.running(index).is_some() {
+            self.coverage.count(Reached::WallClockJumped);
+        }
         let ahead_ms = i64::try_from(self.random.below(20_000_000)).expect("small") - 10_000_000;
         self.nodes[index].clock.jump(ahead_ms);
     }

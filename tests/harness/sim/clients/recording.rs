@@ -78,7 +78,7 @@ impl World {
         }
         match check(&self.clients.recorder.operations(), &BOUNDS) {
             Ok(_) => self.coverage.count(Reached::HistoryJudged),
-            Err(Failure::Undecided { .. }) => {}
+            Err(Failure::Undecided { .. }) => self.coverage.count(Reached::HistoryUndecided),
             Err(failure) => panic!("{failure}"),
         }
     }

@@ -66,7 +66,7 @@ impl World {
                 self.at(self.now_us + RETRY_US, Event::Log(place));
             }
             Err(error) => {
-                if matches!(op, Persist::Install { .. }) {
+                if matches!(op, Persist::Install { .. }) && node.volume.disk.has_stopped() {
                     self.coverage.count(Reached::CrashInInstall);
                 }
                 self.log_failed(place, &error);

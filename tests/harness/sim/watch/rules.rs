@@ -251,6 +251,7 @@ impl World {
                 assert!(!question.holder_lives, "the name of {holder} was given away while it lives");
                 return;
             }
+            (Waiter::Admin(order), Reply::Done { .. }) => return self.count_hand_over(place, *order, &question),
             (Waiter::Admin(_), _) => return,
         };
         if let Reply::Written { written, replay: false } = reply {
@@ -272,6 +273,24 @@ impl World {
             }
             _ => {}
         }
+    }
+
+    /// A leader told its successor to campaign since the question came, and that one was elected or is being so.
+    fn count_hand_over(&mut self, place: Place, order: Order, question: &Question) {
+        let Some(process) = self.nodes[place.node].process.as_ref() else { return };
+        let view = process.replica.view(self.clock_of(place));
+        let is_later = view.epoch > question.epoch;
+        let led = |epoch: Epoch| self.watch.leaders.get(&epoch) == Some(&place);
+        let reached = match order {
+            Order::Lead if is_later && led(view.epoch) && self.was_handed(place, view.epoch) => {
+                Reached::TransferSucceeded
+            }
+            Order::HandOver if is_later && led(question.epoch) && self.has_handed_over(question.epoch) => {
+                Reached::HandedOver
+            }
+            _ => return,
+        };
+        self.coverage.count(reached);
     }
 
     fn grows(&self, delivery: &Delivery) -> bool {

@@ -77,6 +77,16 @@ impl World {
         }
     }
 
+    /// It was elected in this epoch because the leader of the one before told it to campaign.
+    pub(super) fn was_handed(&self, place: Place, epoch: Epoch) -> bool {
+        self.watch.standing.handed.get(&place).is_some_and(|handed| Epoch(handed.0 + 1) == epoch)
+    }
+
+    /// The leader of this epoch has told somebody to campaign.
+    pub(super) fn has_handed_over(&self, epoch: Epoch) -> bool {
+        self.watch.standing.handed.values().any(|handed| *handed == epoch)
+    }
+
     /// Asked before a message is stepped, and held against what came of it.
     pub(crate) fn watch_disturbed(&self, place: Place, from: MemberId, message: &Message) -> Option<Undisturbed> {
         let Message::VoteRequest(VoteRequest { kind: VoteKind::Election, .. }) = message else { return None };
