@@ -202,16 +202,16 @@ impl World {
     /// Runs until the time has come, or, before that, `enough`.
     pub(crate) fn run_until(&mut self, until_us: u64, enough: impl Fn(&Self) -> bool) {
         while !enough(self) {
-            let Some((&(at_us, number), _)) = self.queue.first_key_value() else { break };
+            let Some((&(at_us, number), _)) = self.queue.first_key_value() else { return };
             if at_us > until_us {
-                break;
+                self.now_us = until_us;
+                return;
             }
             let event = self.queue.remove(&(at_us, number)).expect("it is the first");
             self.now_us = at_us;
             self.trace.number(at_us);
             self.happen(event);
         }
-        self.now_us = self.now_us.max(until_us.min(self.now_us));
     }
 
     fn happen(&mut self, event: Event) {

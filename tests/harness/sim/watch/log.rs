@@ -124,9 +124,8 @@ impl World {
 
     /// Also at the moment at which a client is told.
     pub(super) fn check_majority_of(&self, place: Place, id: EntryId) {
-        if let Some(line) = self.nodes[place.node].volume.ledger.asked.get(&id) {
-            self.check_majority(place, id, line);
-        }
+        let line = self.nodes[place.node].volume.ledger.asked.get(&id);
+        self.check_majority(place, id, line.expect("who counts an entry, or answers for it, has it in its log"));
     }
 
     /// Of all volumes that this member has, or has had a moment ago.
@@ -208,6 +207,8 @@ impl World {
             Persist::Truncate { keep } => {
                 for (id, line) in ledger.asked.split_off(&keep.next()) {
                     assert_ne!(watch.line(id), Some(&line), "entry {id} is committed, and is cut");
+                    let is_counted = watch.counted.get(&id) == Some(&line.epoch);
+                    assert!(!is_counted, "entry {id} was counted as committed, and is cut before anybody applies it");
                 }
             }
             Persist::Install { position, .. } => {
