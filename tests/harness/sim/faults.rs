@@ -294,7 +294,7 @@ impl World {
     }
 
     pub(crate) fn compact_here(&mut self, index: usize) {
-        if let Some(place) = self.running(index) {
+        if let Some(place) = self.running(index).filter(|_| !self.is_paused(index)) {
             self.compact(place);
         }
     }
@@ -305,7 +305,7 @@ impl World {
     }
 
     fn back_up(&mut self, index: usize) {
-        if let Some(place) = self.running(index) {
+        if let Some(place) = self.running(index).filter(|_| !self.is_paused(index)) {
             self.check_backup(place);
         }
     }
@@ -318,11 +318,11 @@ impl World {
     }
 
     fn move_leadership(&mut self, index: usize) {
-        if let Some(place) = self.leader().filter(|_| self.random.percent(50)) {
-            self.part(place.node, Crash::Process);
-            self.start_later(place.node);
-        } else {
-            self.pause(index);
+        let Some(leader) = self.leader().filter(|_| self.random.percent(70)) else { return self.pause(index) };
+        if self.random.percent(40) {
+            return self.pause(leader.node);
         }
+        self.part(leader.node, Crash::Process);
+        self.start_later(leader.node);
     }
 }

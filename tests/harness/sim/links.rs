@@ -71,7 +71,7 @@ impl World {
             return Dialed::Failed;
         }
         let Some(there) = self.nodes[index].process.as_ref() else { return Dialed::Refused };
-        let is_stopped = self.nodes[index].paused_until_us > self.now_us;
+        let is_stopped = self.is_paused(index);
         let there = (there.place, there.replica.hello());
         let Some(here) = self.process(place).map(|process| process.replica.hello()) else { return Dialed::Failed };
         let are_strangers = self.are_strangers(place, there.0);

@@ -231,7 +231,7 @@ impl World {
         let leads = view.role == Role::Leader && view.lease_until_mono_ms > now.mono_ms;
         let is_led = leads || self.surely_led_by(place).is_some();
         let is_needless = is_led || self.could_elect(place);
-        if self.nodes[index].paused_until_us > self.now_us || !is_needless {
+        if self.is_paused(index) || !is_needless {
             return;
         }
         if !is_led {

@@ -252,6 +252,7 @@ impl World {
     /// A stopped process does nothing; what is due for it waits.
     fn paused(&self, event: &Event) -> Option<(Place, u64)> {
         let place = match event {
+            Event::Piece(number) => self.transfers.get(number)?.paused_end(|place| self.is_paused(place.node)),
             Event::Round(place)
             | Event::Inbox(place, _)
             | Event::Log(place)
@@ -263,8 +264,11 @@ impl World {
             Event::Call(delivery) => Place { node: delivery.node, start: 0 },
             _ => return None,
         };
-        let until_us = self.nodes[place.node].paused_until_us;
-        (until_us > self.now_us).then_some((place, until_us))
+        self.is_paused(place.node).then(|| (place, self.nodes[place.node].paused_until_us))
+    }
+
+    pub(crate) fn is_paused(&self, index: usize) -> bool {
+        self.nodes[index].paused_until_us > self.now_us
     }
 
     pub(crate) fn replied(&mut self, place: Place, token: Token, reply: Reply) {

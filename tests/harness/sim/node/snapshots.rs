@@ -31,6 +31,13 @@ pub(crate) struct Transfer {
     staging: SnapshotReceiver<SimDisk>,
 }
 
+impl Transfer {
+    /// Its end that can neither send nor receive now, or its receiver.
+    pub(crate) fn paused_end(&self, is_paused: impl Fn(Place) -> bool) -> Place {
+        if is_paused(self.from) { self.from } else { self.to }
+    }
+}
+
 /// By number.
 pub(crate) type Transfers = BTreeMap<u64, Transfer>;
 

@@ -176,6 +176,7 @@ impl World {
 
     /// Ends the process, if there is one, and leaves the disk as this kind of crash does.
     pub(crate) fn part(&mut self, index: usize, crash: Crash) {
+        self.nodes[index].paused_until_us = 0; // that was the process
         if let Some(process) = self.nodes[index].process.take() {
             self.note_crash(&process, crash);
             self.leave_network(process.place);
