@@ -49,10 +49,12 @@ pub(crate) struct Call {
     is_open: bool,
 }
 
-/// One attempt on its way to a node.
+/// One attempt on its way to a node. It arrives also when its client has given it up, and waits for another answer or none.
 #[derive(Debug, Clone)]
 pub(crate) struct Delivery {
     pub(crate) call: u64,
+    pub(crate) wish: Wish,
+    min_id: Option<EntryId>,
     attempt: u64,
     route: u64,
     pub(crate) node: usize,
@@ -195,11 +197,11 @@ impl World {
         let Some(call) = self.clients.calls.get_mut(&number) else { return };
         assert_eq!(call.route, 0, "one attempt at a time");
         (call.attempt, call.route) = (call.attempt + 1, route);
-        let attempt = call.attempt;
+        let (attempt, wish, min_id) = (call.attempt, call.wish.clone(), call.min_id);
         if attempt > 1 && matches!(call.wish, Wish::Write(_)) {
             self.coverage.count(Reached::RequestRetried);
         }
-        let delivery = Delivery { call: number, attempt, route, node, via: None };
+        let delivery = Delivery { call: number, wish, min_id, attempt, route, node, via: None };
         let (delay_us, patience_us) = (self.random.between(50, 3_000), self.random.between(100_000, 2_000_000));
         self.at(self.now_us + delay_us, Event::Call(delivery));
         self.at(self.now_us + patience_us, Event::CallTimeout(number, attempt));

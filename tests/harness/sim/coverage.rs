@@ -119,6 +119,7 @@ reached! {
     Forwarded => "a request was forwarded to the leader",
     ForwardedAgain => "a forward was sent again after a new epoch",
     RequestRetried => "a client asked again with its request id",
+    WriteCameLate => "a write arrived after its client had given that attempt up",
     Replayed => "a repeated request was answered from the table",
     RequestReused => "a request id that was used for something else was refused",
     ReplayedAfterFailover => "a repeated request was answered by a later leader",

@@ -11,21 +11,31 @@ use crate::sim::world::{Event, Waiter, World};
 impl World {
     /// A request arrives at a node, from a client or from the node that forwards it.
     pub(crate) fn call(&mut self, delivery: Delivery) {
-        let Some(wish) = self.clients.calls.get(&delivery.call).map(|call| call.wish.clone()) else { return };
         let Some(process) = self.nodes[delivery.node].process.as_ref() else {
             return self.give_answer(delivery, Answer::NotTaken);
         };
         let place = process.place;
-        self.tell(place.node, format_args!("gets call {} (attempt {}) {wish:?}", delivery.call, delivery.attempt));
+        let Delivery { call, attempt, wish, .. } = &delivery;
+        self.tell(place.node, format_args!("gets call {call} (attempt {attempt}) {wish:?}"));
         if let Some((via, _)) = delivery.via
             && !self.network.passes(via.node, place.node)
         {
             return self.give_answer(delivery, Answer::NotTaken);
         }
-        match wish {
+        self.count_late_write(&delivery);
+        match delivery.wish.clone() {
             Wish::Write(command) => self.ask(place, delivery, Request::Write(command)),
             Wish::Read(_, Consistency::Linearizable) => self.ask(place, delivery, Request::ReadIndex),
             Wish::Read(_, Consistency::Local) => self.read_local(place, delivery),
+        }
+    }
+
+    /// Its client has asked again meanwhile, and may have been answered.
+    fn count_late_write(&mut self, delivery: &Delivery) {
+        let call = self.clients.calls.get(&delivery.call);
+        let is_late = call.is_none_or(|call| (call.attempt, call.route) != (delivery.attempt, delivery.route));
+        if is_late && matches!(delivery.wish, Wish::Write(_)) {
+            self.coverage.count(Reached::WriteCameLate);
         }
     }
 
@@ -54,7 +64,7 @@ impl World {
 
     /// When `id` is applied here, and what the client asks for.
     fn read_from(&mut self, place: Place, delivery: Delivery, id: EntryId) {
-        let min_id = self.clients.calls.get(&delivery.call).and_then(|call| call.min_id);
+        let min_id = delivery.min_id;
         let Some(process) = self.process(place) else { return };
         let waits = min_id.is_some_and(|min_id| min_id > process.applied());
         process.reads.push((id.max(min_id.unwrap_or_default()), Waiter::Call(delivery)));
@@ -65,9 +75,7 @@ impl World {
     }
 
     fn give_value(&mut self, place: Place, delivery: Delivery) {
-        let Some(Wish::Read(key, _)) = self.clients.calls.get(&delivery.call).map(|call| call.wish.clone()) else {
-            return;
-        };
+        let Wish::Read(key, _) = delivery.wish.clone() else { return };
         let Some(process) = self.process(place) else { return };
         let keyspace = process.replica.keyspace();
         let found = keyspace.get(key.as_str()).found.map(|current| Shown {
@@ -158,8 +166,7 @@ impl World {
             process.reads.extract_if(.., |(id, _)| *id <= applied).map(|(_, waiter)| waiter).collect();
         for waiter in due {
             let Waiter::Call(delivery) = waiter else { continue };
-            let wish = self.clients.calls.get(&delivery.call).map(|call| &call.wish);
-            if matches!(wish, Some(Wish::Read(_, Consistency::Linearizable))) {
+            if matches!(delivery.wish, Wish::Read(_, Consistency::Linearizable)) {
                 self.coverage.count(Reached::ReadLinearizable);
             }
             self.give_value(place, delivery);

@@ -269,7 +269,7 @@ impl World {
                 assert!(!is_full, "a SET took effect on a disk that was known to be full: {reply:?}");
             }
             Reply::Refused(Refusal::StorageFull) => {
-                assert!(self.grows(delivery), "a DELETE was refused for want of room");
+                assert!(grows(delivery), "a DELETE was refused for want of room");
             }
             _ => {}
         }
@@ -291,11 +291,6 @@ impl World {
             _ => return,
         };
         self.coverage.count(reached);
-    }
-
-    fn grows(&self, delivery: &Delivery) -> bool {
-        let wish = self.clients.get(delivery.call).map(|call| &call.wish);
-        !matches!(wish, Some(Wish::Write(command)) if matches!(command.change, Change::Delete))
     }
 
     /// By a round that began since, or by an entry that was ordered since.
@@ -449,6 +444,10 @@ impl Watch {
         let before = self.lines.range((before, Epoch::default())..=(before, entry.epoch)).next_back();
         awaited_in(entry) < before.and_then(|(_, (line, _))| awaited(line))
     }
+}
+
+fn grows(delivery: &Delivery) -> bool {
+    !matches!(&delivery.wish, Wish::Write(command) if matches!(command.change, Change::Delete))
 }
 
 pub(super) fn awaited_in(entry: &Entry) -> Option<usize> {
