@@ -205,7 +205,9 @@ impl Replica {
         let may_vote = |quarantine: &Quarantine| quarantine.may_vote || mutant::on(Mutant::QuarantinedVotes);
         let fit = self.hard.quarantine.as_ref().is_none_or(may_vote);
         let behind = request.last < self.log.last() && !mutant::on(Mutant::SkipVoteRestriction);
-        fit && self.is_accepted() && !behind && self.heeds(now, from, request)
+        let is_empty = self.hard.cluster_id.is_none();
+        let is_known = self.is_accepted() || (is_empty && mutant::on(Mutant::UninitialisedVotes));
+        fit && is_known && !behind && self.heeds(now, from, request)
     }
 
     fn answer_vote(&mut self, to: MemberId, request: &VoteRequest, granted: bool) {

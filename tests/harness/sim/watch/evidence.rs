@@ -428,6 +428,11 @@ impl World {
         self.watch.evidence.began_at.insert(place.start, last);
     }
 
+    /// What it holds says nothing of its member until it was refilled.
+    pub(super) fn note_doubted(&mut self, place: Place) {
+        self.watch.evidence.began_at.remove(&place.start);
+    }
+
     /// A majority's promises are on its disks, the new leader's among them.
     pub(super) fn check_promised(&self, place: Place, epoch: Epoch) {
         let Some(me) = self.nodes[place.node].process.as_ref().map(|process| process.member) else { return };

@@ -345,6 +345,7 @@ impl World {
 
     pub(crate) fn watch_quarantined(&mut self, place: Place, until: Option<EntryId>, log: Log) {
         self.note_quarantine_begins(place);
+        self.note_doubted(place);
         self.watch.rules.replaced.remove(&place);
         let committed = EntryId(self.watch.committed());
         let needed = until.map_or(committed, |until| until.min(committed));
