@@ -202,14 +202,14 @@ mutants! {
     AcceptBeforeSeenIsDurable,
     /// Only what is on disk is shown.
     ShowUndurable,
-    /// A start is judged by what it found on its disk, not by what it has taken on since.
-    ShowWhatWasTakenOn,
     /// A start takes no entries before enough voters have accepted it.
     TakeEntriesUnaccepted,
     /// A start promises no later epoch before enough voters have accepted it.
     PromiseUnaccepted,
     /// A start goes by the newest voters that it was told of.
     CountPastVoters,
+    /// A member that is being refilled asks at each start up to where.
+    KeepGoalOfFormerStart,
     /// A quarantined member that may not vote does not.
     QuarantinedVotes,
     /// A vote that a copied volume knows of stands when it is found out.

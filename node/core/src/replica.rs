@@ -301,6 +301,7 @@ impl Replica {
         if mutant::on(Mutant::ForgetQuarantineAtRestart) {
             self.hard.quarantine = None;
         }
+        self.ask_anew();
         self.persist.start(self.log.last().id, self.hard.promise);
         self.baseline = self.on_disk();
         self.schedule_election(now);

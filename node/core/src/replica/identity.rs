@@ -48,10 +48,12 @@ impl Replica {
         self.told_voters().map_or_else(|| !self.is_voter(), |told| !told.member_ids.contains(&self.me()))
     }
 
-    /// By a later configuration than the one that the own log ends with.
+    /// By a later configuration than the one that the own log ends with. A learner tells nothing: what is not committed in
+    /// its log is of no use for an election, and may be of voters who are gone.
     fn told_voters(&self) -> Option<&VotersAt> {
-        let told = self.shown_to.values().flatten().filter(|told| told.config_id > self.config_id());
-        told.max_by_key(|told| told.config_id)
+        let told = self.shown_to.iter().filter_map(|(by, told)| Some((by, told.as_ref()?)));
+        let told = told.filter(|(by, told)| told.config_id > self.config_id() && told.member_ids.contains(by));
+        told.map(|(_, told)| told).max_by_key(|told| told.config_id)
     }
 
     /// A learner follows whoever leads and has accepted it: one who was let go may know nothing of it, nor of the group.
@@ -81,7 +83,6 @@ impl Replica {
     /// Only what is on disk is shown: it is held against this member at its next start.
     pub fn hello(&self) -> Hello {
         let has = self.on_disk();
-        let baseline = if mutant::on(Mutant::ShowWhatWasTakenOn) { has } else { self.baseline };
         Hello {
             name: self.hard.name.clone(),
             member_id: self.me(),
@@ -90,7 +91,7 @@ impl Replica {
             start_id: self.me.start_id,
             promise: if mutant::on(Mutant::ShowUndurable) { self.hard.promise } else { self.persist.promised() },
             durable: has.durable,
-            baseline: Some(baseline),
+            baseline: Some(self.baseline),
             feature_level: Self::feature_level_of_this_build(),
             url: self.me.url.clone(),
             peer_url: self.me.peer_url.clone(),

@@ -9,6 +9,15 @@ use crate::message::Message;
 use crate::mutant::{self, Mutant};
 
 impl Replica {
+    /// What was to be held was asked for by a former start. This volume may be an older copy of that one, whose member has
+    /// acknowledged more since.
+    pub(super) fn ask_anew(&mut self) {
+        let quarantine = self.hard.quarantine.as_mut().filter(|quarantine| !quarantine.may_vote);
+        if let Some(quarantine) = quarantine.filter(|_| !mutant::on(Mutant::KeepGoalOfFormerStart)) {
+            quarantine.until = None;
+        }
+    }
+
     /// Never 0, which a release without numbers means.
     pub(super) fn draw_refill_number(&mut self) {
         self.refill_number = self.random.next() | 1;

@@ -109,7 +109,7 @@ impl World {
         if let Some(quarantine) = &recovered.hard.quarantine {
             self.coverage.count(Reached::Quarantined);
             let log = if quarantine.may_vote { Log::Whole } else { Log::Doubtful };
-            self.watch_quarantined(place, quarantine.until, log);
+            self.watch_quarantined(place, quarantine.until.filter(|_| quarantine.may_vote), log);
         }
         if self.nodes[place.node].volume.ledger.is_damaged {
             self.bury_a_copy(place.node); // what it has said right before it fell is on its way, and counts

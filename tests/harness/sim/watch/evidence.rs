@@ -305,9 +305,9 @@ impl World {
 
     fn told_voters(&self, place: Place) -> Option<&Vec<MemberId>> {
         let (at, _) = self.configuration_before(place, EntryId(u64::MAX));
-        let all = self.watch.evidence.told_voters.iter().filter(|((to, _), _)| *to == place).map(|(_, told)| told);
-        let newest = all.filter(|told| told.config_id > at).max_by_key(|told| told.config_id);
-        newest.map(|told| &told.member_ids)
+        let all = self.watch.evidence.told_voters.iter().filter(|((to, _), _)| *to == place);
+        let newest = all.filter(|((_, by), told)| told.config_id > at && told.member_ids.contains(by));
+        newest.max_by_key(|(_, told)| told.config_id).map(|(_, told)| &told.member_ids)
     }
 
     /// Who takes on a leader's epoch or entries has been accepted once by enough voters; or by anybody, as a learner.
@@ -464,12 +464,14 @@ impl World {
         self.note_counted(place, view.epoch, committed);
     }
 
-    /// What is committed in an epoch, no later leader has cut.
+    /// What is committed in an epoch, no later leader has cut. Of a start that was not accepted yet nothing counts.
     fn note_counted(&mut self, place: Place, epoch: Epoch, committed: EntryId) {
-        let Evidence { acknowledged, counted, .. } = &mut self.watch.evidence;
+        let volume = self.volume_of(place);
+        let Evidence { acknowledged, counted, accepted, .. } = &mut self.watch.evidence;
         let in_epoch = acknowledged.range((place, epoch, MemberId(0))..=(place, epoch, MemberId(u64::MAX)));
         for ((_, _, member), (up_to, counts, start)) in in_epoch {
-            if *counts == Counts::Yes {
+            let is_accepted = accepted.get(&(volume, *member)).is_some_and(|showing| showing.start_id == *start);
+            if *counts == Counts::Yes && is_accepted {
                 let known = counted.entry((place, *member, *start)).or_default();
                 *known = (*known).max(committed.min(*up_to));
             }
