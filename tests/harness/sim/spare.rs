@@ -108,10 +108,12 @@ impl World {
     }
 
     /// Of two voters each is needed, and has its own volume alone to lose. Whoever asks for the one change that makes
-    /// them two is answered before a volume goes: what the leader has heard of a member by then may be its last word.
+    /// them two is answered before a volume goes: what the leader has heard of a member by then may be its last word. So is a
+    /// replacement that is half done, whose leader asks for that by itself.
     pub(super) fn becomes_two_voters(&self, voters: usize) -> bool {
         let changes = |waiter: &Waiter| matches!(waiter, Waiter::Admin(Order::Voter | Order::Remove));
-        voters.abs_diff(2) == 1 && self.processes().any(|process| process.waiting.values().any(changes))
+        let is_asked = || self.processes().any(|process| process.waiting.values().any(changes));
+        (voters == 1 && self.watch.awaits_somebody()) || (voters.abs_diff(2) == 1 && is_asked())
     }
 
     /// A voter of the configuration that the volume's own log ends with lacks something that is committed.

@@ -99,6 +99,11 @@ impl Watch {
         self.groups.number(volume.cluster()) > 0
     }
 
+    /// A replacement is half done, as far as anybody has applied it.
+    pub(crate) fn awaits_somebody(&self) -> bool {
+        !self.replacing.is_empty()
+    }
+
     /// The epoch that somebody has led in last.
     pub(crate) fn last_led(&self) -> Epoch {
         self.leaders.last_key_value().map_or(Epoch::default(), |(epoch, _)| *epoch)
