@@ -66,7 +66,7 @@ impl Replica {
     /// begin its next start with a later promise, by which nobody knows it any more; or go again through voters of
     /// the past, who may know nothing of what it lacks, and fall there: it may have been the only one.
     fn takes_part(&mut self) -> bool {
-        self.admitted |= !self.is_learner() && self.is_accepted();
+        self.admitted |= self.is_accepted();
         self.admitted || self.hard.quarantine.is_some()
     }
 
