@@ -58,7 +58,7 @@ impl Replica {
 
     /// A learner follows whoever leads and has accepted it: one who was let go may know nothing of it, nor of the group.
     pub(super) fn may_follow(&mut self, leader: MemberId) -> bool {
-        self.admitted |= self.is_learner() && self.shown_to.contains_key(&leader);
+        self.admitted = self.admitted || (self.is_learner() && self.shown_to.contains_key(&leader));
         self.takes_part()
     }
 
@@ -66,7 +66,7 @@ impl Replica {
     /// begin its next start with a later promise, by which nobody knows it any more; or go again through voters of
     /// the past, who may know nothing of what it lacks, and fall there: it may have been the only one.
     fn takes_part(&mut self) -> bool {
-        self.admitted |= self.is_accepted();
+        self.admitted = self.admitted || self.is_accepted();
         self.admitted || self.hard.quarantine.is_some()
     }
 
