@@ -22,8 +22,8 @@
 //! A run has three parts: a group is founded; it works while everything goes wrong; the faults stop, and
 //! within a bound everything must be well again. A broken promise is a panic, caught and told with its seed.
 //!
-//! Reading order: this file, [`world`], [`node`], [`watch`]; then [`disk`], [`network`], [`faults`], [`spare`],
-//! [`beside`], [`clients`], [`admin`], [`targets`], [`recovery`], [`tuning`].
+//! Reading order: this file, [`world`], [`sight`], [`node`], [`watch`]; then [`disk`], [`network`], [`faults`], [`spare`],
+//! [`beside`], [`clients`], [`admin`], [`targets`], [`lost_majority`], [`tuning`].
 
 mod admin;
 mod beside;
@@ -33,13 +33,14 @@ mod coverage;
 mod disk;
 mod faults;
 mod links;
+mod lost_majority;
 mod many;
 mod mutants;
 mod network;
 mod node;
 mod panics;
-mod recovery;
 mod shape;
+mod sight;
 mod spare;
 mod targets;
 mod trace;

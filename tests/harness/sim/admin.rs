@@ -5,7 +5,6 @@
 use kv_core::contract::{Input, Refusal, Reply, Request, SettingsChange, Token};
 use kv_core::entry::EntryId;
 use kv_core::group::{ClusterId, MemberId, MemberInfo};
-use kv_core::status::Role;
 
 use super::Profile;
 use super::coverage::Reached;
@@ -42,6 +41,12 @@ pub(crate) enum Order {
     RecoverWrongly,
     /// While a leader is there.
     RecoverNeedlessly,
+}
+
+impl Order {
+    pub(crate) fn changes_voters(self) -> bool {
+        matches!(self, Self::Voter | Self::Remove)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -292,8 +297,7 @@ impl World {
     }
 
     fn order(&mut self, index: usize, order: Order, request: Request) {
-        let changes_voters = matches!(order, Order::Voter | Order::Remove);
-        if changes_voters && self.processes().any(|process| process.rot.is_some()) {
+        if order.changes_voters() && self.processes().any(|process| process.rot.is_some()) {
             return; // the voters that there are can do without it: no others are asked for
         }
         if self.admin.sent.len() < SENT_MAX {
@@ -359,11 +363,5 @@ impl World {
         if std::mem::replace(done, true) {
             self.coverage.count(Reached::BootstrapRepeated);
         }
-    }
-
-    /// The leader of the highest epoch that runs.
-    pub(crate) fn leader(&self) -> Option<Place> {
-        let leads = self.processes().filter(|process| process.view.role == Role::Leader);
-        leads.max_by_key(|process| process.view.epoch).map(|process| process.place)
     }
 }

@@ -7,7 +7,7 @@
 //! need not: only a copy that every voter knows to be older is made, no voter forgets what it knows, and the copy is
 //! stopped when it was refilled.
 
-use kv_core::group::{MemberId, NodeName};
+use kv_core::group::NodeName;
 use kv_core::message::Message;
 
 use super::Profile;
@@ -100,9 +100,8 @@ impl World {
 
     /// No change of voters is asked for or under way, none follows by itself, and nobody may be about to leave.
     fn is_settled(&self) -> bool {
-        let changes = |waiter: &Waiter| {
-            matches!(waiter, Waiter::Admin(Order::Voter | Order::Remove | Order::Replacement | Order::TakeName(_)))
-        };
+        let replaces = |waiter: &Waiter| matches!(waiter, Waiter::Admin(Order::Replacement | Order::TakeName(_)));
+        let changes = |waiter: &Waiter| waiter.changes_voters() || replaces(waiter);
         let is_asked_for = self.processes().any(|process| process.waiting.values().any(changes));
         let awaits = self.leader().is_none_or(|leader| self.nodes[leader.node].volume.ledger.awaits_somebody());
         let rots = self.processes().any(|process| process.rot.is_some());
@@ -211,12 +210,6 @@ impl World {
             self.coverage.count(Reached::CopyRefilled);
             self.at(self.now_us, Event::StopCopy(self.beside.made));
         }
-    }
-
-    /// The process at the other end of the connection that a process has with a member.
-    pub(crate) fn end_of(&self, place: Place, member: MemberId) -> Option<Place> {
-        let process = self.nodes[place.node].process.as_ref().filter(|process| process.place == place)?;
-        self.network.get(*process.connections.get(&member)?).map(|connection| connection.other(place).place)
     }
 
     /// Which volume a process runs on.

@@ -9,7 +9,7 @@ use super::Profile;
 use super::coverage::Reached;
 use super::disk::{Crash, Trouble};
 use super::network::Weather;
-use super::node::{Place, Volume};
+use super::node::Volume;
 use super::shape::Emphasis;
 use super::world::{Event, World};
 
@@ -287,10 +287,6 @@ impl World {
         }
         let ahead_ms = i64::try_from(self.random.below(20_000_000)).expect("small") - 10_000_000;
         self.nodes[index].clock.jump(ahead_ms);
-    }
-
-    fn running(&self, index: usize) -> Option<Place> {
-        self.nodes[index].process.as_ref().map(|process| process.place)
     }
 
     pub(crate) fn compact_here(&mut self, index: usize) {

@@ -5,7 +5,6 @@
 use kv_core::entry::EntryId;
 use kv_core::group::MemberId;
 
-use super::admin::Order;
 use super::network::End;
 use super::node::{Node, Place};
 use super::world::{Waiter, World};
@@ -111,8 +110,7 @@ impl World {
     /// them two is answered before a volume goes: what the leader has heard of a member by then may be its last word. So is a
     /// replacement that is half done, whose leader asks for that by itself.
     pub(super) fn becomes_two_voters(&self, voters: usize) -> bool {
-        let changes = |waiter: &Waiter| matches!(waiter, Waiter::Admin(Order::Voter | Order::Remove));
-        let is_asked = || self.processes().any(|process| process.waiting.values().any(changes));
+        let is_asked = || self.processes().any(|process| process.waiting.values().any(Waiter::changes_voters));
         (voters == 1 && self.watch.awaits_somebody()) || (voters.abs_diff(2) == 1 && is_asked())
     }
 

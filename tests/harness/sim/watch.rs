@@ -13,6 +13,7 @@
 //!
 //! The *canon* is the log as it was applied first anywhere, in order. A [`Ledger`] is what one volume holds.
 
+mod acceptance;
 mod answers;
 mod audit;
 mod evidence;
@@ -36,6 +37,7 @@ use kv_core::state_machine::{Outcome, StateMachine};
 use super::beside::VolumeId;
 use super::node::Place;
 
+use acceptance::Acceptance;
 use evidence::Evidence;
 use groups::Groups;
 pub(crate) use ledger::Ledger;
@@ -112,8 +114,10 @@ pub(crate) struct Watch {
     counted: BTreeMap<EntryId, Epoch>,
     /// Who comes in the place of a lost voter, and the epoch in which that one was removed.
     replacing: BTreeMap<MemberId, Epoch>,
+    replacement_has_begun: bool,
     applied_here: BTreeMap<Place, EntryId>,
     rules: Rules,
+    acceptance: Acceptance,
     evidence: Evidence,
     standing: Standing,
     tuned: Tuned,
@@ -122,6 +126,7 @@ pub(crate) struct Watch {
     /// The highest id that an answer has shown.
     floor: EntryId,
     rounds: u64,
+    operations: u64,
     compactions: u64,
 }
 
@@ -144,14 +149,17 @@ impl Watch {
             votes: BTreeMap::new(),
             counted: BTreeMap::new(),
             replacing: BTreeMap::new(),
+            replacement_has_begun: false,
             applied_here: BTreeMap::new(),
             rules: Rules::default(),
+            acceptance: Acceptance::default(),
             evidence: Evidence::default(),
             standing: Standing::default(),
             tuned: Tuned::default(),
             graveyard: Vec::new(),
             floor: EntryId::ZERO,
             rounds: 0,
+            operations: 0,
             compactions: 0,
         }
     }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Arguments;
 
-use kv_core::contract::{Now, Reply, Token};
+use kv_core::contract::{Reply, Token};
 use kv_core::group::{MemberId, NodeName};
 use kv_node::driver::Fetch;
 
@@ -15,9 +15,9 @@ use super::clock::Clock;
 use super::coverage::Coverage;
 use super::disk::SimDisk;
 use super::faults::Faults;
+use super::lost_majority::LostMajority;
 use super::network::{Network, Packet};
-use super::node::{Happening, Node, Place, Process, Transfers, Volume};
-use super::recovery::Recovery;
+use super::node::{Happening, Node, Place, Transfers, Volume};
 use super::shape::{Emphasis, Shape};
 use super::trace::Trace;
 use super::watch::{Ledger, Watch};
@@ -50,7 +50,7 @@ pub(crate) enum Event {
     CallTimeout(u64, u64),
     Client(usize),
     Admin,
-    /// Who was cut off is reached again.
+    /// Who was cut off is reached again, and everybody else; its disk is fast again.
     Rejoin(usize),
     /// The administrator asks for one more voter.
     Promote(usize),
@@ -86,6 +86,12 @@ pub(crate) enum Waiter {
     Admin(Order),
 }
 
+impl Waiter {
+    pub(crate) fn changes_voters(&self) -> bool {
+        matches!(self, Self::Admin(order) if order.changes_voters())
+    }
+}
+
 pub(crate) struct World {
     pub(crate) profile: Profile,
     pub(crate) shape: Shape,
@@ -102,7 +108,7 @@ pub(crate) struct World {
     pub(crate) clients: Clients,
     pub(crate) admin: Admin,
     pub(crate) faults: Faults,
-    pub(crate) recovery: Recovery,
+    pub(crate) lost_majority: LostMajority,
     pub(crate) beside: Beside,
     pub(crate) watch: Watch,
     pub(crate) coverage: Coverage,
@@ -145,7 +151,7 @@ impl World {
             clients: Clients::new(shape.clients),
             admin: Admin::default(),
             faults: Faults::default(),
-            recovery: Recovery::default(),
+            lost_majority: LostMajority::default(),
             beside: Beside::default(),
             shape,
             now_us: 0,
@@ -178,25 +184,8 @@ impl World {
         self.steps + self.disk_calls
     }
 
-    pub(crate) fn process(&mut self, place: Place) -> Option<&mut Process> {
-        self.nodes[place.node].process.as_mut().filter(|process| process.place == place)
-    }
-
-    pub(crate) fn processes(&self) -> impl Iterator<Item = &Process> {
-        self.nodes.iter().filter_map(|node| node.process.as_ref())
-    }
-
-    /// Of the original, when a copy runs beside it.
-    pub(crate) fn place_of(&self, member: MemberId) -> Option<Place> {
-        self.processes().find(|process| process.member == member).map(|process| process.place)
-    }
-
     pub(crate) fn tell(&self, node: usize, what: Arguments<'_>) {
         self.trace.tell(self.now_us, self.nodes[node].name.as_str(), what);
-    }
-
-    pub(crate) fn clock_of(&self, place: Place) -> Now {
-        self.nodes[place.node].now(self.now_us)
     }
 
     /// Runs until the time has come, or, before that, `enough`.
@@ -265,10 +254,6 @@ impl World {
             _ => return None,
         };
         self.is_paused(place.node).then(|| (place, self.nodes[place.node].paused_until_us))
-    }
-
-    pub(crate) fn is_paused(&self, index: usize) -> bool {
-        self.nodes[index].paused_until_us > self.now_us
     }
 
     pub(crate) fn replied(&mut self, place: Place, token: Token, reply: Reply) {

@@ -61,7 +61,9 @@ impl World {
         let Some(process) = self.process(place) else { return };
         let effects = process.replica.take_effects(now);
         process.replica.check_invariants();
-        self.watch_round(place);
+        if self.watch_round(place) {
+            self.fall_with_a_replacement_half_done(place.node);
+        }
         for effect in effects {
             self.carry_out(place, effect);
         }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use kv_core::contract::{HardState, Persist};
-use kv_core::entry::{Entry, EntryId};
+use kv_core::entry::{Entry, EntryId, Epoch};
 use kv_core::group::{ClusterId, MemberId};
 use kv_core::message::{Promise, Seen};
 use kv_node::wal::Recovered;
@@ -81,10 +81,13 @@ impl Ledger {
         (1..=id.0).map(EntryId).all(|id| self.durable.get(&id) == canon(id).as_ref())
     }
 
+    fn newest(&self) -> (Epoch, EntryId) {
+        (self.promise.epoch, self.last_durable())
+    }
+
     /// The same volume, and something that it has acknowledged by now is missing in this one.
     pub(crate) fn is_behind(&self, now: &Self) -> bool {
-        let newest = |ledger: &Self| (ledger.promise.epoch, ledger.last_durable());
-        newest(self) < newest(now)
+        self.newest() < now.newest()
     }
 
     /// That configuration has let go of a voter whose successor does not vote yet.
@@ -95,14 +98,12 @@ impl Ledger {
 
     /// The same volume, and something that it acknowledged since is missing in this one.
     pub(crate) fn is_older_than(&self, now: &Self) -> bool {
-        let newest = |ledger: &Self| (ledger.promise.epoch, ledger.last_durable());
-        self.incarnation < now.incarnation && newest(self) < newest(now)
+        self.incarnation < now.incarnation && self.newest() < now.newest()
     }
 
     /// The same volume from before its last start, with all that it has acknowledged.
     pub(crate) fn is_from_before(&self, now: &Self) -> bool {
-        let newest = |ledger: &Self| (ledger.promise.epoch, ledger.last_durable());
-        self.incarnation < now.incarnation && newest(self) == newest(now)
+        self.incarnation < now.incarnation && self.newest() == now.newest()
     }
 
     /// The operation is under way: a crash may leave the disk on either side of it. A snapshot holds what was decided,

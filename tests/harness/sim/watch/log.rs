@@ -13,7 +13,6 @@ use kv_core::status::Role;
 
 use super::rules::voters_in;
 use super::{Decided, Effect, GONE_COUNTS_US, Ledger, Line, Watch, most};
-use crate::sim::admin::Order;
 use crate::sim::coverage::Reached;
 use crate::sim::node::Place;
 use crate::sim::world::{Waiter, World};
@@ -30,8 +29,8 @@ impl World {
         self.watch_may_campaign(place);
     }
 
-    /// After the steps of a round.
-    pub(crate) fn watch_round(&mut self, place: Place) {
+    /// After the steps of a round. True: a replacement has begun, as nobody had applied before.
+    pub(crate) fn watch_round(&mut self, place: Place) -> bool {
         self.watch.rounds += 1;
         self.watch_leader(place);
         self.check_leading(place);
@@ -41,6 +40,7 @@ impl World {
         if has_applied && self.watch.rounds.is_multiple_of(COMPARE_EVERY) {
             self.compare_state(place);
         }
+        std::mem::take(&mut self.watch.replacement_has_begun)
     }
 
     fn watch_leader(&mut self, place: Place) {
@@ -77,19 +77,19 @@ impl World {
         if self.watch.counted.get(&id) != Some(&line.epoch) {
             self.check_majority(place, id, &line);
         }
-        self.count_replacement(place, &line);
+        self.count_replacement(&line);
         self.watch.decide(line);
     }
 
     /// The steps of replacements, as entries tell of them: each entry names those that are half done.
-    fn count_replacement(&mut self, place: Place, line: &Line) {
+    fn count_replacement(&mut self, line: &Line) {
         let entry = Entry::decode(line.bytes.clone()).expect("what was applied is a line");
         let Body::Control(Control::Config(configuration)) = &entry.body else { return };
         let half_done: BTreeSet<MemberId> = configuration.replacing.iter().map(|r| r.new.member_id).collect();
         let begun = half_done.iter().filter(|new| !self.watch.replacing.contains_key(new)).count();
         if begun > 0 {
             self.coverage.count(Reached::ReplacementBegun);
-            self.fall_with_a_replacement_half_done(place.node);
+            self.watch.replacement_has_begun = true;
         }
         let before = std::mem::take(&mut self.watch.replacing);
         for (_, since) in before.iter().filter(|(new, _)| configuration.ids().any(|voter| voter == **new)) {
@@ -154,17 +154,6 @@ impl World {
         let (_, last) = self.configuration_before(place, EntryId(u64::MAX));
         let voters: BTreeSet<MemberId> = self.voters_of(place).into_iter().collect();
         assert_eq!(voters, last.into_iter().collect(), "the voters, and those of the last configuration in the log");
-    }
-
-    pub(crate) fn voters_of(&self, place: Place) -> Vec<MemberId> {
-        let node = &self.nodes[place.node];
-        let Some(process) = node.process.as_ref() else { return Vec::new() };
-        let members = process.replica.status(node.now(self.now_us)).members;
-        members.iter().filter(|member| member.voter).map(|member| member.member_id).collect()
-    }
-
-    pub(crate) fn is_voter(&self, place: Place, member: MemberId) -> bool {
-        self.voters_of(place).contains(&member)
     }
 
     pub(crate) fn compare_state(&self, place: Place) {
@@ -245,8 +234,7 @@ impl World {
             return;
         }
         let Some(process) = self.nodes[place.node].process.as_ref() else { return };
-        let changes = |waiter: &Waiter| matches!(waiter, Waiter::Admin(Order::Voter | Order::Remove));
-        let is_needed = process.waiting.values().any(changes);
+        let is_needed = process.waiting.values().any(Waiter::changes_voters);
         let orders = self.leads_in(place, entry.epoch);
         assert!(!orders || is_needed, "the first entry is the start of an epoch, and nobody changes voters");
     }

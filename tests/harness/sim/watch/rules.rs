@@ -115,6 +115,7 @@ impl World {
     }
 
     pub(crate) fn watch_received(&mut self, place: Place, from: End, message: &Message) {
+        self.note_acceptance(place, from.member, message);
         self.note_evidence(place, from, message);
         let from = from.member;
         self.note_standing(place, from, message);
@@ -135,6 +136,7 @@ impl World {
     }
 
     pub(super) fn watch_rules_of_sending(&mut self, place: Place, to: MemberId, message: &Message) {
+        self.check_acceptance(place, to, message);
         self.check_evidence(place, to, message);
         self.check_standing(place, message);
         let mono_ms = self.clock_of(place).mono_ms;
@@ -213,8 +215,7 @@ impl World {
     /// A majority of these has answered since a change of voters was asked for. (A replacement nobody asks for.)
     fn is_answered(&self, place: Place, epoch: Epoch, by: &[MemberId]) -> bool {
         let Some(process) = self.nodes[place.node].process.as_ref() else { return true };
-        let changes = |waiter: &Waiter| matches!(waiter, Waiter::Admin(Order::Voter | Order::Remove));
-        let orders = process.waiting.iter().filter(|(_, waiter)| changes(waiter));
+        let orders = process.waiting.iter().filter(|(_, waiter)| waiter.changes_voters());
         let mut questions = orders.filter_map(|(token, _)| self.watch.rules.questions.get(&(place, *token))).peekable();
         let since = |question: &Question| question.round.filter(|_| question.epoch == epoch);
         let answers = |voter: &MemberId, question: &Question| {

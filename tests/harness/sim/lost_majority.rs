@@ -18,7 +18,7 @@ use super::watch::{Ledger, most};
 use super::world::{Waiter, World};
 
 #[derive(Debug, Default)]
-pub(crate) struct Recovery {
+pub(crate) struct LostMajority {
     stage: Stage,
     /// Of the group whose majority was lost.
     voters: Vec<MemberId>,
@@ -43,12 +43,12 @@ impl World {
     /// What the administrator does about it.
     pub(crate) fn administer_recovery(&mut self) {
         let Some(lasts_us) = self.shape.majority_lasts_us else { return };
-        match self.recovery.stage {
+        match self.lost_majority.stage {
             Stage::Before if self.admin.repairs || self.now_us < lasts_us => {}
             Stage::Before => self.lose_majority(),
             Stage::Lost(survivor) if self.watch.is_of_a_recovered_group(&self.nodes[survivor].volume.ledger) => {
                 self.coverage.count(Reached::RecoveredByHand);
-                self.recovery.stage = Stage::Recovered(survivor);
+                self.lost_majority.stage = Stage::Recovered(survivor);
             }
             Stage::Lost(survivor) => self.recover(survivor),
             Stage::Recovered(_) => self.rebuild(),
@@ -61,10 +61,11 @@ impl World {
     /// At a moment at which every voter holds everything, so that whoever is left does, and nothing is lost.
     fn lose_majority(&mut self) {
         let Some(leader) = self.whole_group() else { return };
-        self.recovery.voters = self.voters_of(leader);
-        self.recovery.former = vec![self.recovery.voters.clone()];
-        let count = self.recovery.voters.len();
-        let mut places: Vec<Place> = self.recovery.voters.iter().filter_map(|voter| self.place_of(*voter)).collect();
+        self.lost_majority.voters = self.voters_of(leader);
+        self.lost_majority.former = vec![self.lost_majority.voters.clone()];
+        let count = self.lost_majority.voters.len();
+        let mut places: Vec<Place> =
+            self.lost_majority.voters.iter().filter_map(|voter| self.place_of(*voter)).collect();
         let is_of_now = |place: &Place| {
             self.nodes[place.node].process.as_ref().is_some_and(|process| process.view.epoch >= self.watch.last_led())
         };
@@ -78,7 +79,7 @@ impl World {
         // A leader that is left is heard by the others: then it is the one that can be recovered.
         let survivor = if left.contains(&leader) { leader } else { left[0] };
         self.coverage.count(Reached::MajorityLost);
-        self.recovery.stage = Stage::Lost(survivor.node);
+        self.lost_majority.stage = Stage::Lost(survivor.node);
         self.keep_a_copy(survivor.node);
         for place in places {
             self.lose_for_good(place.node);
@@ -90,7 +91,7 @@ impl World {
         if self.random.percent(50) {
             let Volume { disk, ledger } = &self.nodes[index].volume;
             let copy = Volume { disk: disk.image(Crash::PowerLosesAll), ledger: ledger.clone() };
-            self.recovery.lost.push((index, copy));
+            self.lost_majority.lost.push((index, copy));
         }
     }
 
@@ -98,7 +99,7 @@ impl World {
         self.tell(index, format_args!("loses its volume for good"));
         self.part(index, Crash::Power);
         let lost = self.nodes[index].volume.clone();
-        self.recovery.lost.push((index, lost));
+        self.lost_majority.lost.push((index, lost));
         self.begin_empty(index);
     }
 
@@ -107,11 +108,11 @@ impl World {
         let place = self.nodes[survivor].process.as_ref().expect("it was just seen").place;
         if most(&self.voters_of_volume(&self.nodes[survivor].volume.ledger), |voter| self.is_intact(*voter)) {
             // A change of voters that was under way, or the replacement of one, has made a majority of those who are left.
-            self.recovery = Recovery { orders: self.recovery.orders, ..Recovery::default() };
+            self.lost_majority = LostMajority { orders: self.lost_majority.orders, ..LostMajority::default() };
             return;
         }
         let voters = self.voters_of(place);
-        self.recovery.former.push(voters); // a change of them may be under way, or have ended, since the volumes were lost
+        self.lost_majority.former.push(voters); // a change of them may be under way, or have ended, since the volumes were lost
         if self.random.percent(30) {
             self.compact_here(survivor);
         }
@@ -119,7 +120,7 @@ impl World {
             self.keep_it_from_the_others(survivor);
         }
         self.order_once(survivor, Order::Recover, self.recovery_of(target, epoch));
-        self.recovery.orders += 1;
+        self.lost_majority.orders += 1;
     }
 
     /// They do not hear of it: what they say still arrives.
@@ -130,7 +131,7 @@ impl World {
     }
 
     fn recovery_of(&self, target: Target, epoch: Epoch) -> Request {
-        let name = format!("recovered-{}", self.recovery.orders);
+        let name = format!("recovered-{}", self.lost_majority.orders);
         let new_cluster_id = ClusterId::new(&name).expect("a legal name");
         Request::Recover { target: Some(target), accept_data_loss_at_epoch: epoch, new_cluster_id }
     }
@@ -141,9 +142,9 @@ impl World {
         self.empty_former_members(if is_over { 100 } else { 5 });
         let Some(leader) = self.leader() else { return };
         let voters = self.voters_of(leader).len();
-        if voters < self.recovery.voters.len() && !is_over {
+        if voters < self.lost_majority.voters.len() && !is_over {
             self.make_a_voter(leader.node);
-        } else if voters >= self.recovery.voters.len() {
+        } else if voters >= self.lost_majority.voters.len() {
             self.coverage.count(Reached::RecoveredGrew);
         }
         if !is_over && self.random.percent(20) {
@@ -176,24 +177,24 @@ impl World {
 
     pub(crate) fn is_former_member(&self, index: usize) -> bool {
         let volume = &self.nodes[index].volume.ledger;
-        let is_recovered = matches!(self.recovery.stage, Stage::Recovered(_));
+        let is_recovered = matches!(self.lost_majority.stage, Stage::Recovered(_));
         is_recovered && volume.cluster().is_some() && !self.watch.is_of_a_recovered_group(volume)
     }
 
     /// Never so many that they are a majority of the former group, by whichever of their logs: it would go on, and rightly.
     fn put_former_volume_back(&mut self) {
         let fits = |(index, _): &(usize, Volume)| self.is_spare(*index);
-        let Some(at) = self.recovery.lost.iter().position(fits) else { return };
+        let Some(at) = self.lost_majority.lost.iter().position(fits) else { return };
         let there = self.nodes.iter().enumerate().filter(|(index, _)| self.is_former_member(*index));
-        let there = there.map(|(_, node)| &node.volume.ledger).chain([&self.recovery.lost[at].1.ledger]);
+        let there = there.map(|(_, node)| &node.volume.ledger).chain([&self.lost_majority.lost[at].1.ledger]);
         let there: Vec<&Ledger> = there.collect();
         let members: Vec<_> = there.iter().filter_map(|ledger| ledger.member()).collect();
         let may_go_on = |voters: &[MemberId]| most(voters, |voter| members.contains(voter));
-        let has_former_majority = self.recovery.former.iter().any(|voters| may_go_on(voters));
+        let has_former_majority = self.lost_majority.former.iter().any(|voters| may_go_on(voters));
         if has_former_majority || there.iter().any(|ledger| may_go_on(&self.voters_of_volume_soon(ledger))) {
             return;
         }
-        let (index, volume) = self.recovery.lost.swap_remove(at);
+        let (index, volume) = self.lost_majority.lost.swap_remove(at);
         self.coverage.count(Reached::FormerVolumeReturned);
         self.tell(index, format_args!("gets its volume of the former group back"));
         self.part(index, Crash::Power);
