@@ -207,6 +207,9 @@ pub struct VoteRequest {
     pub epoch: Epoch,
     pub kind: VoteKind,
     pub last: LogPosition,
+    /// Of the candidate: 0 from a release that does not name it.
+    #[serde(default)]
+    pub start_id: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -228,4 +231,7 @@ pub struct VoteReply {
     pub granted: bool,
     /// The voter's own last position: a refusal names who is ahead.
     pub last: LogPosition,
+    /// The start that asked. Another process of its member, on a copy of its volume, may campaign in the same epoch.
+    #[serde(default)]
+    pub start_id: u64,
 }

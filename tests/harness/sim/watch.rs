@@ -116,6 +116,8 @@ pub(crate) struct Watch {
     replacing: BTreeMap<MemberId, Epoch>,
     replacement_has_begun: bool,
     applied_here: BTreeMap<Place, EntryId>,
+    /// What each start runs on.
+    volumes: BTreeMap<u64, VolumeId>,
     rules: Rules,
     acceptance: Acceptance,
     evidence: Evidence,
@@ -151,6 +153,7 @@ impl Watch {
             replacing: BTreeMap::new(),
             replacement_has_begun: false,
             applied_here: BTreeMap::new(),
+            volumes: BTreeMap::new(),
             rules: Rules::default(),
             acceptance: Acceptance::default(),
             evidence: Evidence::default(),

@@ -140,7 +140,8 @@ impl Replica {
 
     fn ask_for_votes(&mut self) {
         let Role::Candidate(candidate) = &self.role else { return };
-        let request = VoteRequest { epoch: candidate.epoch, kind: candidate.kind, last: self.log.last() };
+        let (epoch, kind) = (candidate.epoch, candidate.kind);
+        let request = VoteRequest { epoch, kind, last: self.log.last(), start_id: self.me.start_id };
         for voter in self.other_voters() {
             let message = Message::VoteRequest(request.clone());
             if request.kind == VoteKind::Pre || mutant::on(Mutant::ClaimEpochBeforePromise) {
@@ -212,7 +213,8 @@ impl Replica {
 
     fn answer_vote(&mut self, to: MemberId, request: &VoteRequest, granted: bool) {
         let epoch = if granted { request.epoch } else { self.epoch() };
-        let reply = VoteReply { epoch, kind: request.kind, granted, last: self.log.last() };
+        let VoteRequest { kind, start_id, .. } = *request;
+        let reply = VoteReply { epoch, kind, granted, last: self.log.last(), start_id };
         if mutant::on(Mutant::VoteBeforePromiseIsDurable) {
             return self.send(to, Message::VoteReply(reply));
         }
@@ -227,7 +229,7 @@ impl Replica {
         if !reply.granted && reply.epoch > self.epoch() && self.may_promise() {
             return self.on_refused_by_later_epoch(now, from, &reply);
         }
-        if reply.granted && self.is_refused(from) {
+        if reply.granted && (self.is_refused(from) || !self.is_this_start(reply.start_id)) {
             return;
         }
         let last = self.log.last();

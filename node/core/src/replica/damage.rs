@@ -6,10 +6,10 @@ use super::persist::Then;
 use super::{Replica, Role};
 use crate::contract::{Note, Now, Quarantine};
 use crate::entry::EntryId;
+use crate::group::MemberId;
 use crate::message::{AppendResult, Message, Round};
 use crate::mutant::{self, Mutant};
 use crate::quorum;
-use crate::status::Health;
 
 impl Replica {
     /// Up to where it must be refilled, the leader says first, while this member still counts: so that it can
@@ -51,12 +51,11 @@ impl Replica {
         follows && !self.needs_snapshot && !self.installing && self.is_dispensable(now)
     }
 
-    /// The other voters can commit without this member.
+    /// The other voters can commit without this member. One that has fallen may find damage when it starts again.
     fn is_dispensable(&self, now: Now) -> bool {
-        let timeout_ms = self.tuning.heartbeat_timeout_ms;
-        let fit = |id: &&crate::group::MemberId| {
-            let peer = self.peers.get(id).filter(|peer| peer.heard.health(now.mono_ms, timeout_ms) == Health::Healthy);
-            peer.and_then(|peer| peer.report.as_ref()).is_some_and(|report| !report.unfit)
+        let fit = |id: &&MemberId| {
+            let report = self.peers.get(id).and_then(|peer| peer.report.as_ref());
+            self.is_reachable(now, **id) && report.is_some_and(|report| !report.unfit)
         };
         let fit = self.other_voters().iter().filter(fit).count();
         !self.is_voter()

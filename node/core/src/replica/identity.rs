@@ -232,7 +232,7 @@ impl Replica {
     /// Late, it may be of a start before this one, and this one a copy that began at the same incarnation.
     pub(super) fn on_accepted(&mut self, now: Now, from: MemberId, accepted: Accepted) {
         let Accepted { incarnation, start_id, voters } = accepted;
-        let is_mine = start_id == self.me.start_id || start_id == 0;
+        let is_mine = self.is_this_start(start_id);
         let counts_all = mutant::on(Mutant::CountAcceptanceOfAnotherStart);
         if is_mine || counts_all {
             self.accepted_by.insert(from);
@@ -241,6 +241,11 @@ impl Replica {
             self.shown_to.insert(from, voters);
         }
         self.take_up_waiting_append(now);
+    }
+
+    /// As an answer names who has asked; a release before that names 0.
+    pub(super) fn is_this_start(&self, start_id: u64) -> bool {
+        start_id == self.me.start_id || start_id == 0
     }
 
     /// This volume is older than what `from` saw of it. It takes no part until it was refilled; what it

@@ -15,7 +15,6 @@ use crate::group::{FEATURE_LEVEL, FeatureLevel, MemberId};
 use crate::message::{Append, AppendAck, AppendResult, Message, Round};
 use crate::mutant::{self, Mutant};
 use crate::quorum;
-use crate::status::Health;
 
 /// Compaction waits for a live voter that is at most this many entries behind.
 const RETENTION_ENTRIES_MAX: u64 = 200_000;
@@ -280,11 +279,6 @@ impl Replica {
         if self.is_reachable(now, peer) {
             while self.replicate_to(now, peer) {}
         }
-    }
-
-    pub(super) fn is_reachable(&self, now: Now, peer: MemberId) -> bool {
-        let timeout_ms = self.tuning.heartbeat_timeout_ms;
-        self.peers.get(&peer).is_some_and(|p| p.connected && p.heard.health(now.mono_ms, timeout_ms) == Health::Healthy)
     }
 
     /// One append, fetch or snapshot to one peer. True: there may be more to send.

@@ -91,6 +91,11 @@ impl Replica {
         }
     }
 
+    pub(super) fn is_reachable(&self, now: Now, peer: MemberId) -> bool {
+        let timeout_ms = self.tuning.heartbeat_timeout_ms;
+        self.peers.get(&peer).is_some_and(|p| p.connected && p.heard.health(now.mono_ms, timeout_ms) == Health::Healthy)
+    }
+
     pub(super) fn note_health(&mut self, now: Now) {
         let timeout_ms = self.tuning.heartbeat_timeout_ms;
         let mut notes = Vec::new();

@@ -18,9 +18,9 @@ use kv_core::command::{Change, Command, Entity, Key, OperationKind, Precondition
 use kv_core::contract::{
     Base, Boot, Effect, Failover, Input, Now, Persist, Reply, Request, SettingsChange, Target, Token,
 };
-use kv_core::entry::{Body, Control, Entry, EntryId, Epoch};
+use kv_core::entry::{Body, Control, Entry, EntryId, Epoch, LogPosition};
 use kv_core::group::{ClusterId, FeatureLevel, MemberId, MemberInfo, Settings};
-use kv_core::message::{Accepted, Append, Message, Round};
+use kv_core::message::{Accepted, Append, Message, Round, VoteKind, VoteReply};
 use network::{Network, Packet, Parcel};
 use watch::Watch;
 
@@ -157,6 +157,14 @@ impl World {
                 let number = |text: &str| text.parse().expect("a number");
                 let (incarnation, start_id) = (number(incarnation), number(start));
                 let message = Message::Accepted(Accepted { incarnation, start_id, voters: None });
+                self.step(to, Input::Received { from, message });
+            }
+            ["late-vote", to, from, epoch, start] => {
+                let from = self.nodes[from].disk.hard.member_id;
+                let number = |text: &str| text.parse().expect("a number");
+                let (epoch, start_id) = (Epoch(number(epoch)), number(start));
+                let (kind, last) = (VoteKind::Directed, LogPosition::default());
+                let message = Message::VoteReply(VoteReply { epoch, kind, granted: true, last, start_id });
                 self.step(to, Input::Received { from, message });
             }
             ["older-release", name] => drop(self.older.insert(name.into())),

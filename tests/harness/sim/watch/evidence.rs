@@ -59,8 +59,8 @@ impl World {
         let is_refused = self.is_refused(place, from, start);
         let evidence = &mut self.watch.evidence;
         match message {
-            Message::VoteReply(VoteReply { granted: true, kind, epoch, .. })
-                if *kind != VoteKind::Pre && !is_refused =>
+            Message::VoteReply(VoteReply { granted: true, kind, epoch, start_id, .. })
+                if *kind != VoteKind::Pre && !is_refused && *start_id == place.start =>
             {
                 evidence.votes.entry((place, *epoch)).or_default().insert(from);
             }

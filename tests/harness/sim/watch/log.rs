@@ -23,6 +23,8 @@ const COMPARE_EVERY: u64 = 3;
 impl World {
     pub(crate) fn watch_started(&mut self, place: Place) {
         self.watch.applied_here.insert(place, EntryId::ZERO);
+        let volume = self.volume_of(place);
+        self.watch.volumes.insert(place.start, volume);
         self.watch_applied(place);
         self.compare_state(place);
         self.watch_started_in_a_group(place);
@@ -268,8 +270,8 @@ impl World {
             Message::AppendAck(AppendAck { epoch, result: AppendResult::Durable(id), unfit: false, .. }) => {
                 self.check_ack(place, to, *epoch, *id);
             }
-            Message::VoteReply(VoteReply { epoch, kind, granted: true, .. }) if *kind != VoteKind::Pre => {
-                self.check_vote(place, to, *epoch);
+            Message::VoteReply(VoteReply { epoch, kind, granted: true, start_id, .. }) if *kind != VoteKind::Pre => {
+                self.check_vote(place, to, *start_id, *epoch);
             }
             _ => {}
         }
@@ -289,7 +291,7 @@ impl World {
         }
     }
 
-    fn check_vote(&mut self, place: Place, candidate: MemberId, epoch: Epoch) {
+    fn check_vote(&mut self, place: Place, candidate: MemberId, start: u64, epoch: Epoch) {
         let Some(process) = self.nodes[place.node].process.as_ref() else { return };
         let Promise { epoch: promised, candidate: chosen } = self.nodes[place.node].volume.ledger.promise;
         let is_member = self.nodes[place.node].volume.ledger.is_member;
@@ -299,8 +301,8 @@ impl World {
         let (voter, volume) = (process.member, self.volume_of(place));
         let group = self.nodes[place.node].volume.ledger.cluster().cloned();
         let key = ((group, volume, voter), epoch);
-        // Not the candidate's start: a vote that is late may reach a later one, which does not campaign in this epoch.
-        let Some(for_volume) = self.end_of(place, candidate).map(|end| self.volume_of(end)) else { return };
+        // Not the candidate's start: it asks again, and a later one of that volume does not campaign in this epoch.
+        let for_volume = self.watch.volumes[&start];
         let first = *self.watch.votes.entry(key).or_insert((candidate, for_volume));
         assert_eq!(first, (candidate, for_volume), "{voter} votes twice in epoch {epoch}");
     }
