@@ -232,6 +232,8 @@ mutants! {
     RefillFromFollower,
     /// A leader says so only when a majority has confirmed it since it was asked.
     RefillUnconfirmed,
+    /// The member that asks is not counted for that: it may leave with the answer.
+    CountWhoLeaves,
 
     // Snapshots.
     /// A snapshot replaces the state, and is never merged with it.

@@ -138,7 +138,18 @@ impl SimDisk {
         self.lock().trouble = None;
     }
 
-    /// Whoever watches reads undisturbed.
+    /// Looks at what is there as it would be seen if nobody looked: undisturbed, and disturbing nothing.
+    pub(crate) fn unseen(&self, look: impl FnOnce()) {
+        let (calls, trouble) = {
+            let mut disk = self.lock();
+            (disk.calls, disk.trouble.take())
+        };
+        look();
+        let mut disk = self.lock();
+        (disk.calls, disk.trouble) = (calls, trouble);
+    }
+
+    /// No read fails from now on.
     pub(crate) fn lets_read(&self) {
         self.lock().trouble.take_if(|(_, what)| *what == Trouble::ReadFails);
     }

@@ -9,7 +9,7 @@ use super::Profile;
 use super::coverage::Reached;
 use super::disk::{Crash, Trouble};
 use super::network::Weather;
-use super::node::Volume;
+use super::node::{Place, Volume};
 use super::shape::Emphasis;
 use super::world::{Event, World};
 
@@ -155,10 +155,11 @@ impl World {
     }
 
     /// Before it says anything more: a later leader has to end what this one has begun.
-    pub(crate) fn fall_with_a_replacement_half_done(&mut self, index: usize) {
-        if !self.faults.is_over && !self.has_copy_among_odd() && self.random.percent(70) {
-            self.cut_off(index);
-            self.at(self.now_us, Event::Fall(index));
+    pub(crate) fn fall_with_a_replacement_half_done(&mut self, place: Place) {
+        let has_begun = self.watch.take_replacement_begun_at(place);
+        if has_begun && !self.faults.is_over && !self.has_copy_among_odd() && self.random.percent(70) {
+            self.cut_off(place.node);
+            self.at(self.now_us, Event::Fall(place.node));
         }
     }
 

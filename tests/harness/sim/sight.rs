@@ -1,4 +1,4 @@
-//! What can be seen of the world at a moment: who runs, who leads, who votes, who is at the other end.
+//! What can be seen of the world at a moment: who runs, who leads, who votes, who is at the other end. Nothing changes by it.
 
 use kv_core::contract::Now;
 use kv_core::entry::Epoch;
@@ -15,10 +15,6 @@ impl World {
 
     pub(crate) fn is_paused(&self, index: usize) -> bool {
         self.nodes[index].paused_until_us > self.now_us
-    }
-
-    pub(crate) fn process(&mut self, place: Place) -> Option<&mut Process> {
-        self.nodes[place.node].process.as_mut().filter(|process| process.place == place)
     }
 
     pub(crate) fn processes(&self) -> impl Iterator<Item = &Process> {

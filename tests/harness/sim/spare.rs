@@ -106,20 +106,6 @@ impl World {
         is_trusted && !leaves
     }
 
-    /// Whoever else has no intact volume counts for nothing there by now: it was not heard for long enough, is known to be gone, or says
-    /// so itself.
-    pub(super) fn knows_who_is_missing(&self, place: Place) -> bool {
-        let Some(process) = self.nodes[place.node].process.as_ref() else { return false };
-        let is_gone = |voter: &MemberId| !process.connections.contains_key(voter) && !process.lost.contains(voter);
-        let says_so = |voter: &MemberId| {
-            let end = self.end_of(place, *voter).filter(|end| self.place_of(*voter) == Some(*end));
-            end.is_some_and(|end| self.nodes[end.node].volume.ledger.is_quarantined)
-        };
-        let is_missed = |voter: &MemberId| !self.was_heard(place, *voter, 110) || is_gone(voter) || says_so(voter);
-        let voters = self.voters_of(place);
-        voters.iter().filter(|voter| **voter != process.member && !self.is_intact(**voter)).all(is_missed)
-    }
-
     /// Of two voters each is needed, and has its own volume alone to lose. Whoever asks for the one change that makes
     /// them two is answered before a volume goes: what the leader has heard of a member by then may be its last word. So is a
     /// replacement that is half done, whose leader asks for that by itself.

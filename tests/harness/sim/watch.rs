@@ -114,7 +114,8 @@ pub(crate) struct Watch {
     counted: BTreeMap<EntryId, Epoch>,
     /// Who comes in the place of a lost voter, and the epoch in which that one was removed.
     replacing: BTreeMap<MemberId, Epoch>,
-    replacement_has_begun: bool,
+    /// Who was the first to apply the beginning of one, until somebody asks.
+    replacement_begun_at: Option<Place>,
     applied_here: BTreeMap<Place, EntryId>,
     /// What each start runs on.
     volumes: BTreeMap<u64, VolumeId>,
@@ -133,7 +134,7 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    pub(crate) fn new(settings: Settings) -> Self {
+    pub(crate) fn new(settings: Settings, seed: u64) -> Self {
         let base = Base { settings, feature_level: FEATURE_LEVEL, ..Base::default() };
         Self {
             canon: Vec::new(),
@@ -151,7 +152,7 @@ impl Watch {
             votes: BTreeMap::new(),
             counted: BTreeMap::new(),
             replacing: BTreeMap::new(),
-            replacement_has_begun: false,
+            replacement_begun_at: None,
             applied_here: BTreeMap::new(),
             volumes: BTreeMap::new(),
             rules: Rules::default(),
@@ -162,7 +163,7 @@ impl Watch {
             graveyard: Vec::new(),
             floor: EntryId::ZERO,
             rounds: 0,
-            operations: 0,
+            operations: seed, // by which the first audit comes sooner or later
             compactions: 0,
         }
     }
@@ -183,6 +184,10 @@ impl Watch {
     pub(crate) fn bury(&mut self, ledger: Ledger, now_us: u64) {
         self.graveyard.retain(|(_, since_us)| now_us - since_us < GONE_COUNTS_US);
         self.graveyard.push((ledger, now_us));
+    }
+
+    pub(crate) fn take_replacement_begun_at(&mut self, place: Place) -> bool {
+        self.replacement_begun_at.take_if(|at| *at == place).is_some()
     }
 
     pub(crate) fn took_no_effect(&mut self, call: u64) {

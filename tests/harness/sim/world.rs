@@ -17,7 +17,7 @@ use super::disk::SimDisk;
 use super::faults::Faults;
 use super::lost_majority::LostMajority;
 use super::network::{Network, Packet};
-use super::node::{Happening, Node, Place, Transfers, Volume};
+use super::node::{Happening, Node, Place, Process, Transfers, Volume};
 use super::shape::{Emphasis, Shape};
 use super::trace::Trace;
 use super::watch::{Ledger, Watch};
@@ -147,7 +147,7 @@ impl World {
         let nodes = nodes.collect();
         Self {
             profile,
-            watch: Watch::new(shape.settings),
+            watch: Watch::new(shape.settings, seed),
             clients: Clients::new(shape.clients),
             admin: Admin::default(),
             faults: Faults::default(),
@@ -182,6 +182,10 @@ impl World {
     /// Steps so far: of replicas, and calls to disks.
     pub(crate) fn steps(&self) -> u64 {
         self.steps + self.disk_calls
+    }
+
+    pub(crate) fn process(&mut self, place: Place) -> Option<&mut Process> {
+        self.nodes[place.node].process.as_mut().filter(|process| process.place == place)
     }
 
     pub(crate) fn tell(&self, node: usize, what: Arguments<'_>) {

@@ -229,7 +229,7 @@ impl Replica {
         if !reply.granted && reply.epoch > self.epoch() && self.may_promise() {
             return self.on_refused_by_later_epoch(now, from, &reply);
         }
-        if reply.granted && (self.is_refused(from) || !self.is_this_start(reply.start_id)) {
+        if !self.is_this_start(reply.start_id) || (reply.granted && self.is_refused(from)) {
             return;
         }
         let last = self.log.last();

@@ -51,11 +51,11 @@ impl Replica {
         follows && !self.needs_snapshot && !self.installing && self.is_dispensable(now)
     }
 
-    /// The other voters can commit without this member. One that has fallen may find damage when it starts again.
+    /// The other voters can commit without this member, as far as it knows. Whether they do, the leader finds out.
     fn is_dispensable(&self, now: Now) -> bool {
         let fit = |id: &&MemberId| {
             let report = self.peers.get(id).and_then(|peer| peer.report.as_ref());
-            self.is_reachable(now, **id) && report.is_some_and(|report| !report.unfit)
+            self.is_reachable(now, **id) && report.is_some_and(|report| !report.unfit && !report.leaving)
         };
         let fit = self.other_voters().iter().filter(fit).count();
         !self.is_voter()

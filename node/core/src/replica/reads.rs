@@ -29,6 +29,8 @@ pub(super) struct Rounds {
     /// line the needs only rise.
     reads: VecDeque<Waiting>,
     others: VecDeque<Waiting>,
+    /// Of members that ask up to where they must be refilled: one each.
+    refills: Vec<Waiting>,
     wanted: bool,
 }
 
@@ -48,6 +50,7 @@ pub(super) enum Question {
     RequestStatus(RequestId, OperationKind, u64),
     /// A refusal that was decided on the log up to `applied`.
     Refused(Reply),
+    /// A member that asks up to where it must be refilled, and the number of its question.
     Refill(MemberId, u64),
 }
 
@@ -76,7 +79,7 @@ impl Rounds {
     }
 
     fn waiting(&self) -> usize {
-        self.reads.len() + self.others.len()
+        self.reads.len() + self.others.len() + self.refills.len()
     }
 
     /// A round that begins after now.
@@ -93,7 +96,18 @@ impl Rounds {
         let waiting = Waiting { token, round, applied, question };
         match waiting.question {
             Question::ReadIndex => self.reads.push_back(waiting),
-            _ => self.others.push_back(waiting),
+            Question::Refill(..) => self.refills.push(waiting),
+            Question::RequestStatus(..) | Question::Refused(_) => self.others.push_back(waiting),
+        }
+    }
+
+    /// Asked again, it waits as it did before.
+    fn ask_for_refill(&mut self, member: MemberId, number: u64, last: EntryId) {
+        let is_its = |waiting: &Waiting| matches!(waiting.question, Question::Refill(by, _) if by == member);
+        let is_known = |waiting: &Waiting| matches!(waiting.question, Question::Refill(_, known) if known == number);
+        if !self.refills.iter().any(|waiting| is_its(waiting) && is_known(waiting)) {
+            self.refills.retain(|waiting| !is_its(waiting));
+            self.ask(None, last, Question::Refill(member, number));
         }
     }
 
@@ -102,8 +116,7 @@ impl Rounds {
         let unconfirmed = |w: &Waiting| match w.question {
             Question::ReadIndex => mutant::on(Mutant::ReadWithoutRound),
             Question::Refused(_) => mutant::on(Mutant::RefuseUnconfirmed),
-            Question::Refill(..) => mutant::on(Mutant::RefillUnconfirmed),
-            Question::RequestStatus(..) => false,
+            Question::Refill(..) | Question::RequestStatus(..) => false,
         };
         let due = |w: &Waiting| (w.round <= confirmed || unconfirmed(w)) && w.applied <= applied;
         let line = if self.reads.front().is_some_and(due) { &mut self.reads } else { &mut self.others };
@@ -154,7 +167,7 @@ impl Replica {
         if let Role::Leader(leader) = &mut self.role
             && leader.rounds.waiting() < self.limits.reads_max
         {
-            leader.rounds.ask(None, last, Question::Refill(from, number));
+            leader.rounds.ask_for_refill(from, number, last);
         }
     }
 
@@ -198,21 +211,25 @@ impl Replica {
     }
 
     fn confirm_rounds(&mut self, now: Now) {
-        let me = self.me();
-        let fit = self.is_accepted();
-        let Role::Leader(leader) = &self.role else { return };
+        let round = self.answered_by_most(None);
+        if let Role::Leader(leader) = &mut self.role {
+            leader.rounds.confirm(round, now);
+        }
+    }
+
+    /// The last round that a majority has answered, this one not counted.
+    fn answered_by_most(&self, without: Option<MemberId>) -> Round {
+        let Role::Leader(leader) = &self.role else { return Round::default() };
+        if !self.is_accepted() {
+            return Round::default();
+        }
         let acked = |voter: MemberId| match leader.progress.get(&voter) {
-            _ if voter == me => leader.rounds.current,
-            Some(progress) if !progress.unfit => progress.acked_round,
+            _ if voter == self.me() => leader.rounds.current,
+            Some(progress) if !progress.unfit && Some(voter) != without => progress.acked_round,
             _ => Round::default(),
         };
         let mut rounds: Vec<EntryId> = self.configuration().ids().map(|v| EntryId(acked(v).0)).collect();
-        let round = Round(quorum::durable_on_majority(&mut rounds).0);
-        if let Role::Leader(leader) = &mut self.role
-            && fit
-        {
-            leader.rounds.confirm(round, now);
-        }
+        Round(quorum::durable_on_majority(&mut rounds).0)
     }
 
     fn answer_confirmed(&mut self) {
@@ -221,6 +238,23 @@ impl Replica {
             && let Some(waiting) = leader.rounds.pop_due(applied)
         {
             self.answer_question(waiting);
+        }
+        self.answer_refills();
+    }
+
+    /// Who asks may leave the quorum with the answer. So the others have confirmed it by themselves: they are a majority, and live.
+    fn answer_refills(&mut self) {
+        let Role::Leader(leader) = &mut self.role else { return };
+        let applied = self.state.applied();
+        for waiting in std::mem::take(&mut leader.rounds.refills) {
+            let Question::Refill(member, _) = waiting.question else { continue };
+            let without = Some(member).filter(|_| !mutant::on(Mutant::CountWhoLeaves));
+            let is_confirmed = waiting.round <= self.answered_by_most(without) || mutant::on(Mutant::RefillUnconfirmed);
+            if is_confirmed && waiting.applied <= applied {
+                self.answer_question(waiting);
+            } else if let Role::Leader(leader) = &mut self.role {
+                leader.rounds.refills.push(waiting);
+            }
         }
     }
 

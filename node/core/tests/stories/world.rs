@@ -20,7 +20,7 @@ use kv_core::contract::{
 };
 use kv_core::entry::{Body, Control, Entry, EntryId, Epoch, LogPosition};
 use kv_core::group::{ClusterId, FeatureLevel, MemberId, MemberInfo, Settings};
-use kv_core::message::{Accepted, Append, Message, Round, VoteKind, VoteReply};
+use kv_core::message::{Accepted, Append, Message, Round, VoteKind, VoteReply, VoteRequest};
 use network::{Network, Packet, Parcel};
 use watch::Watch;
 
@@ -491,10 +491,14 @@ impl World {
                 None => self.persist(name, seq, op),
             },
             Effect::Send { to, mut message } => {
-                if let Message::Show { hello, .. } = &mut message
-                    && self.older.contains(name)
-                {
-                    hello.feature_level = FeatureLevel(0);
+                match &mut message {
+                    _ if !self.older.contains(name) => {}
+                    Message::Show { hello, .. } => hello.feature_level = FeatureLevel(0),
+                    Message::VoteRequest(VoteRequest { start_id, .. })
+                    | Message::VoteReply(VoteReply { start_id, .. }) => {
+                        *start_id = 0;
+                    }
+                    _ => {}
                 }
                 let sender = self.nodes[name].disk.hard.member_id;
                 if let Some(to) = self.reached_by(name, to).filter(|to| self.holds(name, sender, to)) {

@@ -231,6 +231,17 @@ fn a_refill_is_asked_for_and_answered_across_releases() {
     assert_eq!(decode(answer.into()), Ok(Message::RefillAnswer { epoch: Epoch(3), number: 0, until }));
 }
 
+/// A release without start ids in votes sends, and reads, headers without one.
+#[test]
+fn votes_are_asked_for_and_given_across_releases() {
+    let (epoch, kind, last) = (Epoch(3), VoteKind::Directed, LogPosition { epoch: Epoch(2), id: EntryId(9) });
+    let request = sealed('V', r#"{"epoch":3,"kind":"directed","last":{"epoch":2,"id":9}}"#);
+    assert_eq!(decode(request.into()), Ok(Message::VoteRequest(VoteRequest { epoch, kind, last, start_id: 0 })));
+    let reply = sealed('v', r#"{"epoch":3,"kind":"directed","granted":true,"last":{"epoch":2,"id":9}}"#);
+    let expected = Message::VoteReply(VoteReply { epoch, kind, granted: true, last, start_id: 0 });
+    assert_eq!(decode(reply.into()), Ok(expected));
+}
+
 /// A release that didn't say which start it accepts says so of any; one that didn't say who votes says nothing of that.
 #[test]
 fn an_acceptance_is_read_across_releases() {

@@ -165,8 +165,7 @@ impl World {
             return;
         }
         let may_be_needed = self.profile == Profile::Tight && self.random.percent(50);
-        let fits = |place: &Place| (may_be_needed && self.knows_who_is_missing(*place)) || self.may_be_lost(index);
-        if let Some(place) = self.running(index).filter(fits) {
+        if let Some(place) = self.running(index).filter(|_| may_be_needed || self.may_be_lost(index)) {
             self.hold_volumes();
             let reason = "damaged: a sealed file".to_owned();
             self.arrives(place, Happening::Step(Input::Damaged { reason }));

@@ -61,9 +61,8 @@ impl World {
         let Some(process) = self.process(place) else { return };
         let effects = process.replica.take_effects(now);
         process.replica.check_invariants();
-        if self.watch_round(place) {
-            self.fall_with_a_replacement_half_done(place.node);
-        }
+        self.watch_round(place);
+        self.fall_with_a_replacement_half_done(place);
         for effect in effects {
             self.carry_out(place, effect);
         }

@@ -155,6 +155,7 @@ impl World {
         };
         self.nodes[place.node].process = Some(process);
         self.watch_started(place);
+        self.fall_with_a_replacement_half_done(place);
         self.round_at(place, self.now_us);
     }
 

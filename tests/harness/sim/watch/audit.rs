@@ -70,14 +70,15 @@ impl World {
     pub(crate) fn watch_mended(&self, place: Place) {
         let node = &self.nodes[place.node];
         let Some(process) = node.process.as_ref() else { return };
-        node.volume.disk.lets_read();
         let rot = process.rot.as_ref().expect("nothing else is made again");
         assert_eq!(node.volume.disk.bytes(&rot.name), rot.sound, "mended, and not what was sealed");
-        for line in rot.sound.split_inclusive(|byte| *byte == b'\n').map(<[u8]>::trim_ascii_end) {
-            let Ok(entry) = Entry::decode(Bytes::copy_from_slice(line)) else { continue };
+        let lines = rot.sound.split_inclusive(|byte| *byte == b'\n').map(<[u8]>::trim_ascii_end);
+        let entries = lines.filter_map(|line| Entry::decode(Bytes::copy_from_slice(line)).ok());
+        let check = |entry: Entry| {
             let read = process.reader.read_entry(entry.id).map(|read| read.map(|read| read.line));
             assert!(read.as_ref().is_ok_and(|read| read.as_ref() == Some(&entry.line)), "mended, and reads: {read:?}");
-        }
+        };
+        node.volume.disk.unseen(|| entries.for_each(check));
     }
 
     /// What is read of the log, for whomever, is what was made durable.
@@ -95,17 +96,17 @@ impl World {
         if self.nodes[place.node].volume.ledger.is_damaged {
             return;
         }
-        self.nodes[place.node].volume.disk.lets_read();
         let keyspace = process.replica.keyspace();
         let mut ids: Vec<EntryId> = Vec::new();
         let mut earlier: Vec<EntryId> = Vec::new();
         keyspace.collect_ids(process.applied(), &mut |id| ids.push(id), &mut |id| earlier.push(id));
-        for id in ids.into_iter().chain(earlier) {
+        let check = |id: EntryId| {
             let entry = process.reader.read_entry(id).expect("the log can be read");
             let line = self.watch.line(id).map(|line| &line.bytes);
             assert_eq!(entry.as_ref().map(|entry| &entry.line), line, "version {id} after a compaction");
             self.coverage.count(Reached::HistoryRead);
-        }
+        };
+        self.nodes[place.node].volume.disk.unseen(|| ids.into_iter().chain(earlier).for_each(check));
         self.audit_compacted(place);
     }
 

@@ -1,7 +1,8 @@
-//! The checks of what counts: a leader, a commit, a lease and an acknowledgement rest on what was made durable and on what has arrived, from whom and in which epoch. The watch keeps that evidence by
-//! itself, from the messages and the disks, and compares. Called by the checks of sending and of rounds.
+//! The checks of what counts: a leader, a commit, a lease and an acknowledgement rest on what was made durable and on
+//! what has arrived, from whom and in which epoch. The watch keeps that evidence by itself, from the messages and the
+//! disks, and compares. Called by the checks of sending and of rounds.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
 use kv_core::entry::{Entry, EntryId, Epoch};
 use kv_core::group::MemberId;
@@ -32,9 +33,9 @@ pub(super) struct Evidence {
     led: BTreeMap<Place, (Epoch, EntryId)>,
     /// The latest beginning of the time in the log, and when that was.
     time: Option<(u64, u64)>,
-    /// When a leader was asked up to where a member must be refilled, by the number of its question. It may ask again
-    /// before it is answered.
-    refills: BTreeMap<(Place, MemberId, u64), VecDeque<Question>>,
+    /// When a leader was asked up to where a member must be refilled, by the epoch and the number of its question: first, if it asks
+    /// again before it is answered.
+    refills: BTreeMap<(Place, MemberId, (Epoch, u64)), Question>,
     /// The question of a process, its epoch and number, and what was committed when it asked that first.
     asked: BTreeMap<Place, ((Epoch, u64), EntryId)>,
     /// The last epoch in which a process has acknowledged so that it counts, and up to where.
@@ -78,7 +79,7 @@ impl World {
             }
             Message::RefillRequest { epoch, number } if self.leads_in(place, *epoch) => {
                 if let Some(question) = self.question(place, None) {
-                    self.watch.evidence.refills.entry((place, from, *number)).or_default().push_back(question);
+                    self.watch.evidence.refills.entry((place, from, (*epoch, *number))).or_insert(question);
                 }
             }
             _ => {}
@@ -118,9 +119,9 @@ impl World {
             Message::RefillAnswer { epoch, number, .. } => {
                 let leads = self.leads_in(place, *epoch);
                 assert!(leads, "says up to where to refill, and does not lead in epoch {epoch}");
-                let asked = self.watch.evidence.refills.get_mut(&(place, to, *number));
-                if let Some(question) = asked.and_then(VecDeque::pop_front) {
-                    assert!(self.is_confirmed(place, &question), "says up to where to refill, and is not confirmed");
+                if let Some(question) = self.watch.evidence.refills.remove(&(place, to, (*epoch, *number))) {
+                    let is_confirmed = self.is_confirmed_without(place, to, &question);
+                    assert!(is_confirmed, "says up to where to refill, and the others have not confirmed it");
                 }
             }
             _ => {}

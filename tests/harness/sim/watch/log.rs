@@ -31,8 +31,8 @@ impl World {
         self.watch_may_campaign(place);
     }
 
-    /// After the steps of a round. True: a replacement has begun, as nobody had applied before.
-    pub(crate) fn watch_round(&mut self, place: Place) -> bool {
+    /// After the steps of a round.
+    pub(crate) fn watch_round(&mut self, place: Place) {
         self.watch.rounds += 1;
         self.watch_leader(place);
         self.check_leading(place);
@@ -42,7 +42,6 @@ impl World {
         if has_applied && self.watch.rounds.is_multiple_of(COMPARE_EVERY) {
             self.compare_state(place);
         }
-        std::mem::take(&mut self.watch.replacement_has_begun)
     }
 
     fn watch_leader(&mut self, place: Place) {
@@ -79,19 +78,19 @@ impl World {
         if self.watch.counted.get(&id) != Some(&line.epoch) {
             self.check_majority(place, id, &line);
         }
-        self.count_replacement(&line);
+        self.count_replacement(place, &line);
         self.watch.decide(line);
     }
 
     /// The steps of replacements, as entries tell of them: each entry names those that are half done.
-    fn count_replacement(&mut self, line: &Line) {
+    fn count_replacement(&mut self, place: Place, line: &Line) {
         let entry = Entry::decode(line.bytes.clone()).expect("what was applied is a line");
         let Body::Control(Control::Config(configuration)) = &entry.body else { return };
         let half_done: BTreeSet<MemberId> = configuration.replacing.iter().map(|r| r.new.member_id).collect();
         let begun = half_done.iter().filter(|new| !self.watch.replacing.contains_key(new)).count();
         if begun > 0 {
             self.coverage.count(Reached::ReplacementBegun);
-            self.watch.replacement_has_begun = true;
+            self.watch.replacement_begun_at = Some(place);
         }
         let before = std::mem::take(&mut self.watch.replacing);
         for (_, since) in before.iter().filter(|(new, _)| configuration.ids().any(|voter| voter == **new)) {
@@ -301,8 +300,8 @@ impl World {
         let (voter, volume) = (process.member, self.volume_of(place));
         let group = self.nodes[place.node].volume.ledger.cluster().cloned();
         let key = ((group, volume, voter), epoch);
-        // Not the candidate's start: it asks again, and a later one of that volume does not campaign in this epoch.
-        let for_volume = self.watch.volumes[&start];
+        // Not for the start: a later one of that volume does not campaign in this epoch.
+        let for_volume = *self.watch.volumes.get(&start).expect("whoever asks has started");
         let first = *self.watch.votes.entry(key).or_insert((candidate, for_volume));
         assert_eq!(first, (candidate, for_volume), "{voter} votes twice in epoch {epoch}");
     }

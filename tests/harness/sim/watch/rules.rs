@@ -114,6 +114,14 @@ impl World {
         (*full, *changes) = (is_full, *changes + 1);
     }
 
+    /// What was due has been done: it is not due again at the same time.
+    pub(crate) fn watch_ticked(&self, place: Place) {
+        let now_ms = self.clock_of(place).mono_ms;
+        let Some(process) = self.nodes[place.node].process.as_ref() else { return };
+        let due_ms = process.replica.deadline_ms();
+        assert!(due_ms > now_ms, "what was due at {due_ms} is not done at {now_ms}");
+    }
+
     pub(crate) fn watch_received(&mut self, place: Place, from: End, message: &Message) {
         self.note_acceptance(place, from.member, message);
         self.note_evidence(place, from, message);
@@ -298,11 +306,20 @@ impl World {
     pub(super) fn is_confirmed(&self, place: Place, question: &Question) -> bool {
         let Some(process) = self.nodes[place.node].process.as_ref() else { return true };
         let epoch = process.replica.view(self.clock_of(place)).epoch;
-        let before = question.round.filter(|_| epoch == question.epoch);
         let by_entry = epoch == question.epoch && process.replica.positions().1 > question.last;
-        let answered = |voter: &MemberId| self.watch.rules.answered.get(&(place, epoch, *voter)).copied();
-        let confirms = |voter: &MemberId| *voter == process.member || answered(voter) > before;
-        by_entry || self.any_majority(place, confirms)
+        by_entry || self.any_majority(place, |voter| self.has_confirmed(place, *voter, question))
+    }
+
+    /// By a round, and by others than this member.
+    pub(super) fn is_confirmed_without(&self, place: Place, member: MemberId, question: &Question) -> bool {
+        self.any_majority(place, |voter| *voter != member && self.has_confirmed(place, *voter, question))
+    }
+
+    fn has_confirmed(&self, place: Place, voter: MemberId, question: &Question) -> bool {
+        let Some(process) = self.nodes[place.node].process.as_ref() else { return true };
+        let epoch = process.replica.view(self.clock_of(place)).epoch;
+        let before = question.round.filter(|_| epoch == question.epoch);
+        voter == process.member || self.watch.rules.answered.get(&(place, epoch, voter)).copied() > before
     }
 
     /// Of the voters by one of the configurations that may be in force.

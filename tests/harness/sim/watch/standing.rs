@@ -23,8 +23,9 @@ const UNHEARD_US_MAX: u64 = 1_000_000;
 pub(super) struct Standing {
     /// Processes that nobody has told to campaign above this epoch.
     untold: BTreeMap<Place, Epoch>,
-    /// The last epoch in which a leader has handed over to a process: that may hear a heartbeat of it behind that.
-    handed: BTreeMap<Place, Epoch>,
+    /// The last epoch in which a leader has handed over to a process, which may hear a heartbeat of it behind that; and the round that
+    /// it was in.
+    handed: BTreeMap<Place, (Epoch, u64)>,
     /// They led, and have followed nobody since.
     deposed: BTreeSet<Place>,
     /// Whom a process follows in which epoch, and when it was last heard as a leader.
@@ -63,7 +64,7 @@ impl World {
             Message::TimeoutNow { epoch } => {
                 standing.untold.remove(&place);
                 let handed = standing.handed.entry(place).or_default();
-                *handed = (*handed).max(*epoch);
+                *handed = (*handed).max((*epoch, self.watch.rounds + 1));
             }
             Message::NotAMember { .. } => drop(standing.led.remove(&place)),
             Message::Heartbeat(Heartbeat { epoch, lead, unfit, .. }) => {
@@ -79,12 +80,12 @@ impl World {
 
     /// It was elected in this epoch because the leader of the one before told it to campaign.
     pub(super) fn was_handed(&self, place: Place, epoch: Epoch) -> bool {
-        self.watch.standing.handed.get(&place).is_some_and(|handed| Epoch(handed.0 + 1) == epoch)
+        self.watch.standing.handed.get(&place).is_some_and(|(handed, _)| Epoch(handed.0 + 1) == epoch)
     }
 
     /// The leader of this epoch has told somebody to campaign.
     pub(super) fn has_handed_over(&self, epoch: Epoch) -> bool {
-        self.watch.standing.handed.values().any(|handed| *handed == epoch)
+        self.watch.standing.handed.values().any(|(handed, _)| *handed == epoch)
     }
 
     /// Asked before a message is stepped, and held against what came of it.
@@ -128,8 +129,10 @@ impl World {
         let waits = |process: &crate::sim::node::Process| {
             process.waiting.values().any(|waiter| matches!(waiter, Waiter::Admin(Order::Lead)))
         };
-        let is_told = self.nodes[place.node].process.as_ref().is_some_and(waits);
+        let has_order = self.nodes[place.node].process.as_ref().is_some_and(waits);
         let standing = &mut self.watch.standing;
+        // What hands over to it comes behind what says who leads, also within one round.
+        let is_told = has_order || standing.handed.get(&place) == Some(&(epoch, self.watch.rounds));
         standing.deposed.remove(&place);
         if !is_told {
             standing.untold.insert(place, epoch);
@@ -166,7 +169,7 @@ impl World {
         }
         let Standing { untold, handed, .. } = &self.watch.standing;
         let is_untold = untold.get(&place).is_some_and(|since| epoch > *since);
-        let is_handed = handed.get(&place).is_some_and(|handed| epoch.0 == handed.0 + 1);
+        let is_handed = handed.get(&place).is_some_and(|(handed, _)| epoch.0 == handed.0 + 1);
         assert!(!is_untold || is_handed, "campaigns for epoch {epoch}, and was not told to");
     }
 

@@ -26,14 +26,6 @@ impl World {
         }
     }
 
-    /// What was due has been done: it is not due again at the same time.
-    pub(crate) fn watch_ticked(&self, place: Place) {
-        let now_ms = self.clock_of(place).mono_ms;
-        let Some(process) = self.nodes[place.node].process.as_ref() else { return };
-        let due_ms = process.replica.deadline_ms();
-        assert!(due_ms > now_ms, "what was due at {due_ms} is not done at {now_ms}");
-    }
-
     /// The next heartbeat is never further away than the interval.
     pub(super) fn check_pace(&self, place: Place) {
         let Some(process) = self.nodes[place.node].process.as_ref() else { return };
