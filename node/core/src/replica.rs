@@ -92,7 +92,7 @@ pub struct Replica {
     standing: Standing,
     /// The process is about to end: leadership is not to be handed to it.
     leaving: bool,
-    /// What the leader had committed when it was first heard in this epoch.
+    /// Where the leader's log ended when it was first heard in this epoch.
     catch_up_to: Option<EntryId>,
     /// A snapshot is being installed: appends wait for what it makes of the log.
     installing: bool,

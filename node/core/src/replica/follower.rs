@@ -22,7 +22,7 @@ pub(super) struct Follower {
 
 impl Replica {
     pub(super) fn on_heartbeat(&mut self, now: Now, from: MemberId, heartbeat: Heartbeat) {
-        let (epoch, applied, leaving) = (heartbeat.epoch, heartbeat.applied, heartbeat.leaving);
+        let Heartbeat { epoch, last, applied, leaving, .. } = heartbeat;
         self.refuse_again(from);
         let lead = heartbeat.lead.clone().filter(|_| !self.is_refused(from));
         if let Role::Leader(leader) = &mut self.role
@@ -53,6 +53,7 @@ impl Replica {
         if !self.follow(now, from, epoch) {
             return self.send_epoch_hint(from);
         }
+        self.see_leaders_log(last);
         self.learn_committed(lead.committed);
         if self.is_believed_by(from) {
             // Late rather than never: the next heartbeat may be many seconds away.
@@ -111,9 +112,14 @@ impl Replica {
         true
     }
 
+    /// Caught up is who has applied what the leader held when it was first heard in this epoch. What it calls committed may be less than
+    /// was answered: that much it knows only when an entry of its own is committed.
+    fn see_leaders_log(&mut self, end: EntryId) {
+        self.catch_up_to.get_or_insert(end);
+    }
+
     /// What the leader has committed counts here only as far as the logs are known to match.
     fn learn_committed(&mut self, leader_committed: EntryId) {
-        self.catch_up_to.get_or_insert(leader_committed);
         if let Role::Follower(follower) = &self.role {
             let known = if mutant::on(Mutant::BelieveCommitUnmatched) { self.log.last().id } else { follower.matched };
             self.committed = self.committed.max(leader_committed.min(known));
@@ -150,6 +156,7 @@ impl Replica {
         if !self.follow(now, from, append.epoch) {
             return self.send_epoch_hint(from);
         }
+        self.see_leaders_log(append.entries.last().map_or(append.prev.id, |entry| entry.id));
         self.standing = Standing { fed_in: Some(append.epoch), ..Standing::default() };
         if self.needs_snapshot {
             return; // asked for at its own pace

@@ -173,6 +173,7 @@ impl World {
                 names.iter().for_each(|name| self.node(name).disk.base.feature_level = FeatureLevel(0));
             }
             ["feature-level", name] => self.show_feature_level(name),
+            ["caught-up", name] => self.show_caught_up(name),
             ["former-leader", name] => self.show_former_leader(name),
             _ => panic!("no such command: {words:?}"),
         }
@@ -252,6 +253,12 @@ impl World {
         let replica = self.nodes[name].replica.as_ref().expect("a running node");
         let level = replica.status(self.now()).feature_level;
         writeln!(self.out, "{name}: {level:?}").expect("a String takes it");
+    }
+
+    fn show_caught_up(&mut self, name: &str) {
+        let replica = self.nodes[name].replica.as_ref().expect("a running node");
+        let has = if replica.view(self.now()).caught_up { "has" } else { "has not" };
+        writeln!(self.out, "{name} {has} caught up").expect("a String takes it");
     }
 
     fn show_former_leader(&mut self, name: &str) {
