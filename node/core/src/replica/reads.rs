@@ -101,11 +101,11 @@ impl Rounds {
         }
     }
 
-    /// Asked again, it waits as it did before.
+    /// Asked again, it waits as it did before; but a release without numbers may ask for another quarantine by now.
     fn ask_for_refill(&mut self, member: MemberId, number: u64, last: EntryId) {
         let is_its = |waiting: &Waiting| matches!(waiting.question, Question::Refill(by, _) if by == member);
         let is_known = |waiting: &Waiting| matches!(waiting.question, Question::Refill(_, known) if known == number);
-        if !self.refills.iter().any(|waiting| is_its(waiting) && is_known(waiting)) {
+        if number == 0 || !self.refills.iter().any(|waiting| is_its(waiting) && is_known(waiting)) {
             self.refills.retain(|waiting| !is_its(waiting));
             self.ask(None, last, Question::Refill(member, number));
         }
@@ -217,7 +217,7 @@ impl Replica {
         }
     }
 
-    /// The last round that a majority has answered, this one not counted.
+    /// The last round that a majority has answered, `without` one of them.
     fn answered_by_most(&self, without: Option<MemberId>) -> Round {
         let Role::Leader(leader) = &self.role else { return Round::default() };
         if !self.is_accepted() {
