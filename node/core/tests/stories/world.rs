@@ -249,21 +249,22 @@ impl World {
         Some(hello)
     }
 
+    fn running(&self, name: &str) -> &Replica {
+        self.nodes[name].replica.as_ref().expect("a running node")
+    }
+
     fn show_feature_level(&mut self, name: &str) {
-        let replica = self.nodes[name].replica.as_ref().expect("a running node");
-        let level = replica.status(self.now()).feature_level;
+        let level = self.running(name).status(self.now()).feature_level;
         writeln!(self.out, "{name}: {level:?}").expect("a String takes it");
     }
 
     fn show_caught_up(&mut self, name: &str) {
-        let replica = self.nodes[name].replica.as_ref().expect("a running node");
-        let has = if replica.view(self.now()).caught_up { "has" } else { "has not" };
+        let has = if self.running(name).view(self.now()).caught_up { "has" } else { "has not" };
         writeln!(self.out, "{name} {has} caught up").expect("a String takes it");
     }
 
     fn show_former_leader(&mut self, name: &str) {
-        let replica = self.nodes[name].replica.as_ref().expect("a running node");
-        let silent = replica.view(self.now()).leader_fell_silent;
+        let silent = self.running(name).view(self.now()).leader_fell_silent;
         let how = if silent { "fell silent" } else { "was heard to the last" };
         writeln!(self.out, "{name}: the leader before {how}").expect("a String takes it");
     }
