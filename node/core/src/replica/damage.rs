@@ -54,7 +54,7 @@ impl Replica {
     /// The other voters can commit without this member, as far as it knows. Whether they do, the leader finds out.
     fn is_dispensable(&self, now: Now) -> bool {
         let fit = |id: &&MemberId| {
-            let report = self.peers.get(id).and_then(|peer| peer.report.as_ref());
+            let report = self.report_of(**id);
             self.is_reachable(now, **id) && report.is_some_and(|report| !report.unfit && !report.leaving)
         };
         let fit = self.other_voters().iter().filter(fit).count();

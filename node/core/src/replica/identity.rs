@@ -293,8 +293,7 @@ impl Replica {
     /// By a voter, or by who leads. Of the voters that an old copy knows nobody may be left.
     fn may_be_refused_by(&self, member: MemberId) -> bool {
         let is_told = self.told_voters().is_some_and(|told| told.member_ids.contains(&member));
-        let report = self.peers.get(&member).and_then(|peer| peer.report.as_ref());
-        let leads = report.is_some_and(|report| report.lead.is_some() && report.epoch >= self.epoch());
+        let leads = self.report_of(member).is_some_and(|report| report.lead.is_some() && report.epoch >= self.epoch());
         self.configuration().contains(member) || is_told || leads
     }
 

@@ -460,8 +460,7 @@ impl Replica {
 
     /// This one and those whom it hears could elect. The only voter has nobody to hear.
     fn hears_a_majority(&self, now: Now) -> bool {
-        let is_unfit =
-            |id: &MemberId| self.peers.get(id).and_then(|peer| peer.report.as_ref()).is_some_and(|report| report.unfit);
+        let is_unfit = |id: &MemberId| self.report_of(*id).is_some_and(|report| report.unfit);
         let others = self.other_voters().into_iter().filter(|id| self.is_reachable(now, *id) && !is_unfit(id)).count();
         let own = usize::from(self.is_voter() && self.hard.quarantine.is_none());
         others > 0 && own + others >= quorum::majority(self.configuration().voters.len())

@@ -33,6 +33,11 @@ impl Replica {
         self.peers.entry(id).or_default()
     }
 
+    /// What it has last said of itself.
+    pub(super) fn report_of(&self, peer: MemberId) -> Option<&Heartbeat> {
+        self.peers.get(&peer)?.report.as_ref()
+    }
+
     /// A recovery by hand changes the group behind connections that stay open.
     pub(super) fn is_of_another_group(&self, peer: MemberId) -> bool {
         let theirs = self.peers.get(&peer).and_then(|peer| peer.hello.as_ref()?.cluster_id.as_ref());

@@ -38,7 +38,7 @@ impl Replica {
         }
         let Some(leader) = self.leader.filter(|leader| *leader != self.me()) else { return };
         // What this member acknowledged and nobody else held, a later leader may not have: it says up to where, again.
-        let has = self.peers.get(&leader).and_then(|peer| peer.report.as_ref()).map(|report| report.last);
+        let has = self.report_of(leader).map(|report| report.last);
         if until.is_none_or(|until| has.is_some_and(|has| has < until)) {
             self.send(leader, Message::RefillRequest { epoch, number });
         }

@@ -119,9 +119,7 @@ impl Replica {
     pub fn status(&self, now: Now) -> ReplicaStatus {
         let leader_last = match (&self.role, self.leader) {
             (Role::Leader(_), _) => self.log.last().id,
-            (_, Some(leader)) => {
-                self.peers.get(&leader).and_then(|p| p.report.as_ref()).map_or(EntryId::ZERO, |r| r.last)
-            }
+            (_, Some(leader)) => self.report_of(leader).map_or(EntryId::ZERO, |report| report.last),
             _ => EntryId::ZERO,
         };
         ReplicaStatus {

@@ -131,7 +131,7 @@ impl Replica {
     /// The most advanced voter that could lead, and will be there. One that needs a snapshot does not catch up in time.
     fn heir(&self, now: Now) -> Option<MemberId> {
         let Role::Leader(leader) = &self.role else { return None };
-        let leaves = |id: &MemberId| self.peers.get(id).and_then(|p| p.report.as_ref()).is_some_and(|r| r.leaving);
+        let leaves = |id: &MemberId| self.report_of(*id).is_some_and(|report| report.leaving);
         let is_near = |progress: &Progress| !progress.unfit && !progress.needs_snapshot();
         let fit =
             |id: &MemberId| self.is_reachable(now, *id) && !leaves(id) && leader.progress.get(id).is_some_and(is_near);
